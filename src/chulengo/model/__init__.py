@@ -1,0 +1,1 @@
+"""Model folders: finding, loading, quantising, adapting, and the memory plan."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: the recipe, the trainer, checkpoints, progress and plots."""
