@@ -67,9 +67,9 @@ class PromptConfig:
 class LoraConfig:
     """The adapter. Names and meaning are PEFT's."""
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    rank: int = 16  # inner dimension r of B·A
+    alpha: float = 32.0  # the update is scaled by alpha / rank
+    dropout: float = 0.0  # dropout on the adapter's input while training
     targets: tuple[str, ...] = ("all-linear",)  # module names, or all-linear
     rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank
     dora: bool = False  # weight-decomposed LoRA
@@ -87,24 +87,24 @@ class TrainingConfig:
     batching: Batching = "group_by_length"  # padded, group_by_length, or packed (exact, block-diagonal)
     batch_size: int = 4  # rows (packs, when packed) a device and micro-step
     gradient_accumulation: int = 1  # micro-steps an optimiser step
-    epochs: float = 1.0
+    epochs: float = 1.0  # passes over the training rows
     max_steps: int | None = None  # optimiser steps; overrides epochs
-    learning_rate: float = 2e-4
-    schedule: Schedule = "cosine"
+    learning_rate: float = 2e-4  # peak learning rate
+    schedule: Schedule = "cosine"  # course of the learning rate after warm-up
     warmup_ratio: float = 0.03  # share of all steps
     warmup_steps: int | None = None  # overrides warmup_ratio
-    weight_decay: float = 0.0
-    optimizer: OptimizerName = "adamw"
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0  # AdamW's decoupled weight decay
+    optimizer: OptimizerName = "adamw"  # adamw is PyTorch's; the others are bitsandbytes'
+    adam_beta1: float = 0.9  # decay of the first moment
+    adam_beta2: float = 0.999  # decay of the second moment
+    adam_epsilon: float = 1e-8  # added to the denominator
     max_grad_norm: float = 1.0  # 0: no clipping
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # autocast; auto: bf16 on GPU, none on CPU
-    gradient_checkpointing: bool = False
-    log_every_steps: int = 1
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
+    log_every_steps: int = 1  # optimiser steps between metric rows
     eval_every_steps: int | None = None  # None: once an epoch
     save_every_steps: int | None = None  # None: once an epoch
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # newest ones that are kept, beside the best
     early_stopping_patience: int | None = None  # evaluations without improvement; None: off
     keep_best: bool = True  # the saved adapter is the one with the lowest validation loss
     seed: int = 0  # initialisation, order, dropout

@@ -1,0 +1,99 @@
+"""The `chulengo` command: finds the verb, runs it, turns errors into one clear message.
+
+Start-up is kept under 0.3 s: this module and every verb's `add_arguments` import nothing but the standard library, and
+of the verbs only the one that was typed is imported at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import chulengo
+from chulengo.errors import ChulengoError, nearest
+
+VERBS = {
+    "demo": "the whole loop on the embedded nano model, on a CPU, in minutes",
+    "doctor": "what this machine can do, and what is missing",
+    "inspect": "data as the model will see it: tokens, loss mask, ledger",
+    "plan": "will it fit, and what takes the memory",
+    "train": "QLoRA fine-tuning: live progress, plots, resumable",
+    "generate": "answers for a file of prompts, batched",
+    "eval": "perplexity and exact match, base against tuned",
+    "chat": "talk to base, adapter or both in the terminal",
+}
+EXIT_USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit status: 0 done, 2 a mistake that the user can mend."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except ChulengoError as error:
+        sys.stdout.flush()
+        print(f"chulengo: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\nchulengo: interrupted", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:
+        # the reader of our output went away (`| head`): nothing to tell, and Python must not complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"chulengo {chulengo.__version__}")
+        return 0
+    verb = words[0]
+    if verb not in VERBS:
+        near = nearest(verb, VERBS)
+        raise ChulengoError(
+            f"There is no command {verb!r}.",
+            allowed=", ".join(VERBS),
+            next_step=f"chulengo {near} --help" if near else "chulengo --help",
+        )
+    module = importlib.import_module(f"chulengo.cli.{verb}")
+    parser = _Parser(prog=f"chulengo {verb}", description=module.__doc__,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.add_arguments(parser)
+    status: int = module.run(parser.parse_args(words[1:]))
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors read like ours and name the nearest option."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]  # argparse says NoReturn; raising is
+        """Raises the problem as a `ChulengoError`."""
+        hint = None
+        if message.startswith("unrecognized arguments:"):
+            unknown = message.split(":", 1)[1].split()[0]
+            options = [option for action in self._actions for option in action.option_strings]
+            hint = nearest(unknown.split("=")[0], options)
+        raise ChulengoError(
+            f"{message[0].upper()}{message[1:]}.",
+            next_step=f"{self.prog} … {hint}" if hint else f"{self.prog} --help",
+        )
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    return "\n".join([
+        "usage: chulengo COMMAND [options]",
+        "",
+        "QLoRA fine-tuning of Llama 2 chat models, from raw conversations to a measured, served model.",
+        "",
+        *lines,
+        "",
+        "Start with `chulengo demo`. `chulengo COMMAND --help` explains one command.",
+    ])
