@@ -1,0 +1,169 @@
+"""Prompt templates: a system prompt, a user prompt and an answer written by the user, with `{column}` in them.
+
+A template is data, so it is filled by substitution alone. `str.format` would let a template reach attributes
+(`{x.__class__}`) and stumble over values that contain braces; Jinja is a programming language. Here a template is
+parsed once into pieces, each text or a column's name, and a value is pasted as it is, never looked at again.
+`{{` and `}}` stand for braces.
+
+Optional columns need no syntax: a paragraph of the template (paragraphs are parted by blank lines) whose columns are
+all empty is left out. `{instruction}\\n\\n{input}` is so both Alpaca prompts at once. Limit: there are no conditions
+beyond that; data that need more are better prepared as messages.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chulengo.errors import ConfigError, DataError, nearest
+
+_KEYS = ("name", "system", "user", "answer")
+_PARAGRAPHS = re.compile(r"(\n[ \t]*\n\s*)")
+_BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """How the columns of a row become a conversation.
+
+    Attributes:
+        name: shown in reports.
+        system: the system prompt, or None.
+        user: what the user says.
+        answer: what the assistant answers.
+    """
+
+    name: str
+    system: str | None
+    user: str
+    answer: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names in braces, in order of appearance."""
+        names = [n for text in (self.system or "", self.user, self.answer) for n in template_columns(text)]
+        return tuple(dict.fromkeys(names))
+
+
+def load_template(path: str | Path) -> PromptTemplate:
+    """Returns the template of a YAML file with the keys name, system, user and answer.
+
+    Raises:
+        ConfigError: a missing or broken file, unknown or missing keys, braces that do not match.
+    """
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The prompt template {path} cannot be read: {error.strerror or error}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The prompt template {path} is not valid YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"The prompt template {path} is not a mapping.", allowed=", ".join(_KEYS))
+    problems = [_unknown_key(str(key)) for key in loaded if key not in _KEYS]
+    problems += [f"'{key}' is missing" for key in ("user", "answer") if key not in loaded]
+    texts = {key: loaded[key] for key in _KEYS if key in loaded and not (key == "system" and loaded[key] is None)}
+    problems += [f"'{key}' must be text" for key, text in texts.items() if not isinstance(text, str)]
+    if problems:
+        raise ConfigError(f"The prompt template {path}: {'; '.join(problems)}.", allowed=", ".join(_KEYS))
+    template = PromptTemplate(
+        loaded.get("name", Path(path).stem), loaded.get("system"), loaded["user"], loaded["answer"]
+    )
+    if not template_columns(template.answer):
+        raise ConfigError(
+            f"The prompt template {path}: 'answer' names no column, so every answer would be the same.",
+            next_step='answer: "{answer}"',
+        )
+    template_columns(template.user + (template.system or ""))
+    return template
+
+
+def template_columns(text: str) -> list[str]:
+    """Returns the column names in one template text, in order.
+
+    Raises:
+        ConfigError: a single brace, or empty ones.
+    """
+    names = []
+    for match in _BRACES.finditer(text):
+        if match.group() in ("{", "}") or match.group(1) == "":
+            raise ConfigError(
+                f"A prompt template has a stray '{match.group()}' at character {match.start() + 1}: "
+                f"{text[max(0, match.start() - 20) : match.start() + 20]!r}",
+                allowed="{column}, and {{ or }} for a brace",
+            )
+        if match.group(1) is not None:
+            names.append(match.group(1))
+    return names
+
+
+def fill(text: str, fields: Mapping[str, Any]) -> str:
+    """Returns one template text with the columns' values in it (see the top of this file).
+
+    Raises:
+        ConfigError: braces that do not match.
+        DataError: a column that the row does not have, or whose value is no text.
+    """
+    pieces = _PARAGRAPHS.split(text)
+    filled = ""
+    for index in range(0, len(pieces), 2):
+        names = template_columns(pieces[index])
+        values = {name: as_text(_value(fields, name), name) for name in names}
+        if names and not any(values.values()):
+            continue
+        filled += (pieces[index - 1] if filled else "") + _pasted(pieces[index], values)
+    return filled
+
+
+def as_text(value: Any, column: str) -> str:
+    """Returns a cell as text: None and NaN as "", numbers and truth values as JSON writes them, lists line by line.
+
+    Raises:
+        DataError: the cell holds an object, or bytes.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ""
+        return str(int(value)) if value.is_integer() else str(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return "\n".join(value)
+    raise DataError(f"column '{column}' holds {type(value).__name__}, not text")
+
+
+def unknown_column(name: str, known: Mapping[str, Any] | list[str]) -> DataError:
+    """Returns the error for a template's column that the data do not have."""
+    names = list(known)
+    close = nearest(name, names)
+    return DataError(
+        f"the prompt template names the column '{name}', which the data do not have",
+        allowed=", ".join(names),
+        next_step=f"write {{{close}}} in the template" if close else None,
+    )
+
+
+def _value(fields: Mapping[str, Any], name: str) -> Any:
+    if name not in fields:
+        raise unknown_column(name, fields)
+    return fields[name]
+
+
+def _pasted(text: str, values: Mapping[str, str]) -> str:
+    return _BRACES.sub(lambda m: m.group()[0] if m.group(1) is None else values[m.group(1)], text)
+
+
+def _unknown_key(key: str) -> str:
+    close = nearest(key, _KEYS)
+    return f"unknown key '{key}'" + (f" (did you mean '{close}'?)" if close else "")
