@@ -1,0 +1,195 @@
+"""Will it fit, and if not, what is the smallest change: the door to the plan.
+
+`predict_memory` (plan_memory.py) predicts; this file holds a prediction against a device. A run is refused only when
+its tensors and the CUDA context exceed what is free: the allocator's slack, which PyTorch gives back under pressure,
+makes a plan *tight*, not impossible.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chulengo.errors import DoesNotFitError
+from chulengo.model.plan_memory import SLACK, Plan, TrainingMemory, gib, predict_memory
+from chulengo.model.plan_shapes import stored_shapes
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "DeviceMemory", "Plan", "TrainingMemory", "advice", "check_fits", "device_memory", "does_not_fit", "gib",
+    "needed_bytes", "predict_memory", "smallest_change", "stored_shapes", "training_memory",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """A device, as far as a plan needs it."""
+
+    name: str
+    kind: str  # cuda or cpu
+    free_bytes: int
+    total_bytes: int
+    has_bf16: bool = True
+
+
+def device_memory(device: str = "auto") -> DeviceMemory:
+    """Returns name and memory of `auto`, `cpu`, `cuda` or `cuda:N`. Imports torch unless the device is `cpu`.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if device != "cpu":
+        import torch
+
+        from chulengo.model.load import resolve_device
+
+        place = resolve_device(device)
+        if place.type == "cuda":
+            free, total = torch.cuda.mem_get_info(place)
+            capability = torch.cuda.get_device_capability(place)
+            return DeviceMemory(torch.cuda.get_device_name(place), "cuda", free, total, capability[0] >= 8)
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return DeviceMemory(f"this machine ({os.cpu_count()} CPU cores)", "cpu", memory.available, memory.total)
+
+
+def training_memory(
+    *, device: DeviceMemory, max_seq_tokens: int, compute_dtype: str = "auto", precision: str = "auto",
+    batching: str = "padded", **values: Any,
+) -> TrainingMemory:
+    """Returns the settings that `predict_memory` takes, with every `auto` resolved for the device.
+
+    Args:
+        device: where the run goes.
+        max_seq_tokens: the longest row, in tokens: what memory has to be there for.
+        compute_dtype: auto, float32, bfloat16 or float16.
+        precision: of autocast: auto, float32 (none), bf16 or fp16.
+        batching: padded, group_by_length or packed.
+        values: the other fields of `TrainingMemory`, by name.
+    """
+    sixteen_bit = "bfloat16" if device.has_bf16 else "float16"
+    on_gpu = device.kind == "cuda"
+    if compute_dtype == "auto":
+        compute_dtype = sixteen_bit if on_gpu else "float32"
+    fixed: dict[str, Any] = {
+        "row_tokens": max_seq_tokens, "compute_dtype": compute_dtype, "packed": batching == "packed",
+        "device": device.kind, "autocast": on_gpu if precision == "auto" else precision != "float32",
+    }  # fmt: skip
+    return TrainingMemory(**(values | fixed))
+
+
+def check_fits(
+    config: Mapping[str, Any],
+    *,
+    device: torch.device | str,
+    stored: Mapping[str, Sequence[int]] | None = None,
+    **values: Any,
+) -> Plan:
+    """Returns the plan of a run that fits on a device; to be called before anything is loaded.
+
+    A plan that is only a lower bound is refused only when even that does not fit.
+
+    Args:
+        config: content of the model's `config.json`.
+        device: cpu, cuda, cuda:N or auto, or what `model.load.resolve_device` made of it.
+        stored: shapes of the stored tensors, for architectures that the plan does not know.
+        values: see `training_memory`.
+
+    Raises:
+        DoesNotFitError: it does not; the message names the smallest change that does.
+    """
+    place = device_memory(str(device))
+    settings = training_memory(device=place, **values)
+    plan = predict_memory(config, settings, stored=stored)
+    if needed_bytes(plan) > place.free_bytes:
+        change = smallest_change(config, settings, place.free_bytes)
+        raise DoesNotFitError(does_not_fit(plan, place), next_step=advice(change))
+    return plan
+
+
+def needed_bytes(plan: Plan) -> int:
+    """Returns what must be free for the run to start at all: everything but the allocator's slack."""
+    return plan.device_bytes - plan.beside.get(SLACK, 0)
+
+
+def smallest_change(
+    config: Mapping[str, Any], settings: TrainingMemory, device_bytes: int
+) -> tuple[tuple[str, ...], Plan] | None:
+    """Returns the first of an ordered list of changes with which the run fits, and its plan; None when none does.
+
+    The order is by what a change costs: recomputation costs time only; a smaller batch with accumulation changes
+    nothing that is learned; a paged 8-bit optimiser hardly; quantised weights and shorter rows do. Each later change
+    keeps the earlier ones where they helped.
+
+    Returns:
+        `--set` strings such as "training.gradient_checkpointing=true", and the plan with them.
+    """
+    for changes in _changes(settings):
+        changed = _changed(settings, changes)
+        plan = predict_memory(config, changed)
+        if plan.predicted and needed_bytes(plan) <= device_bytes:
+            return tuple(f"{key}={_yaml(value)}" for key, value in changes.items()), plan
+    return None
+
+
+def does_not_fit(plan: Plan, device: DeviceMemory) -> str:
+    """Returns the sentence that says what is needed and what there is."""
+    largest = sorted(plan.parts.items(), key=lambda part: -part[1])[:3]
+    parts = ", ".join(f"{name} {gib(size)}" for name, size in largest if size)
+    least = "" if plan.predicted else "at least "
+    return (
+        f"This run does not fit: it needs {least}{gib(needed_bytes(plan))}, "
+        f"and {device.name} has {gib(device.free_bytes)} free. Largest parts: {parts}."
+    )
+
+
+def advice(change: tuple[tuple[str, ...], Plan] | None) -> str:
+    """Returns what to type so that it fits."""
+    if change is None:
+        return "a smaller model or a larger device: no change of batch, recomputation, optimiser or row length suffices"
+    overrides, plan = change
+    return " ".join(f"--set {override}" for override in overrides) + f"   (then {gib(needed_bytes(plan))})"
+
+
+def _changes(settings: TrainingMemory) -> list[dict[str, Any]]:
+    """Returns the candidate changes, cheapest first, as {"section.key": value}."""
+    recompute: dict[str, Any] = (
+        {} if settings.gradient_checkpointing else {"training.gradient_checkpointing": True}
+    )
+    small: dict[str, Any] = {}
+    if settings.batch_size > 1:  # the same rows in each update
+        small = {
+            "training.batch_size": 1,
+            "training.gradient_accumulation": settings.gradient_accumulation * settings.batch_size,
+        }
+    paged: dict[str, Any] = {} if "8bit" in settings.optimizer else {"training.optimizer": "paged_adamw_8bit"}
+    nf4: dict[str, Any] = {} if settings.quantization == "nf4" else {"model.quantization": "nf4"}
+    steps: list[dict[str, Any]] = [recompute, small, recompute | small, recompute | small | paged]
+    base = recompute | small | paged
+    if nf4:
+        steps += [nf4, nf4 | recompute, nf4 | base]
+    tokens = settings.row_tokens // 2
+    while tokens >= 256:
+        steps.append(nf4 | base | {"training.max_seq_tokens": tokens})
+        tokens //= 2
+    unique: list[dict[str, Any]] = []
+    for step in steps:
+        if step and step not in unique:
+            unique.append(step)
+    return unique
+
+
+def _changed(settings: TrainingMemory, changes: Mapping[str, Any]) -> TrainingMemory:
+    renamed = {"max_seq_tokens": "row_tokens"}
+    names = {key.rpartition(".")[2]: value for key, value in changes.items()}
+    values = {name: getattr(settings, name) for name in settings.__slots__}
+    return TrainingMemory(**(values | {renamed.get(name, name): value for name, value in names.items()}))
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

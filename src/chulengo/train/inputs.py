@@ -1,0 +1,136 @@
+"""What training, `inspect` and `plan` read before any weight is loaded: tokenizer, renderer, rows, ledger.
+
+Nothing here imports torch, so that looking at the data stays quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chulengo import nano
+from chulengo.data.ledger import Ledger, settle
+from chulengo.data.load import LoadReport
+from chulengo.data.renderer import RenderedRow, Renderer
+from chulengo.data.tokenizer import Tokenizer, load_tokenizer
+from chulengo.data.types import Example
+from chulengo.errors import ConfigError, DataError
+from chulengo.model.folder import context_tokens, is_encoder_decoder, read_config
+
+EMBEDDED_DATA = {"nano-demo": nano.demo_train, "nano-demo-heldout": nano.demo_heldout}
+
+
+@dataclass(frozen=True, slots=True)
+class RowSet:
+    """Rendered rows, what they were made of, and their ledger.
+
+    Attributes:
+        examples: the conversations, in the order of the data; rows dropped by the ledger's policy are still here.
+        rows: the rendered rows that are used.
+        ledger: counts over all of them.
+        report: how they were read.
+    """
+
+    examples: Sequence[Example]
+    rows: Sequence[RenderedRow]
+    ledger: Ledger
+    report: LoadReport
+
+    def fingerprint(self) -> str:
+        """Returns a sha256 over ids and loss masks, in order: equal exactly when training would see the same."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(repr((row.ids, row.trained, row.encoder_ids)).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything a run needs before it loads weights."""
+
+    folder: Path
+    model_config: Mapping[str, Any]
+    tokenizer: Tokenizer
+    renderer: Renderer
+    max_seq_tokens: int
+    train: RowSet
+    validation: RowSet | None
+
+
+def data_source(name: str) -> str:
+    """Returns the path or Hub name that a data name stands for: the embedded sets have names of their own.
+
+    Raises:
+        DataError: no name was given.
+    """
+    if not name:
+        raise DataError(
+            "No data was given.",
+            allowed="a file, a folder, a Hub data set name, or " + ", ".join(EMBEDDED_DATA),
+            next_step="--data conversations.jsonl",
+        )
+    return str(EMBEDDED_DATA[name]()) if name in EMBEDDED_DATA else name
+
+
+def sequence_limit(wanted: int | None, model_config: Mapping[str, Any]) -> int:
+    """Returns the longest row in tokens: what was asked for, else the model's context.
+
+    Raises:
+        ConfigError: more was asked for than the model's positions cover, or nothing was and the model states none.
+    """
+    context = context_tokens(dict(model_config))
+    if wanted is None:
+        if context is None:
+            raise ConfigError(
+                "The model's config.json states no context length.", next_step="--set training.max_seq_tokens=1024"
+            )
+        return context
+    if context is not None and wanted > context:
+        raise ConfigError(
+            f"training.max_seq_tokens is {wanted}, but the model's positions end at {context}.",
+            allowed=f"1 to {context}",
+            next_step=f"--set training.max_seq_tokens={context}",
+        )
+    return wanted
+
+
+def open_renderer(
+    folder: Path, *, style: str, system: str | None, train_on: str, train_roles: Sequence[str], train_end_of_turn: bool
+) -> tuple[Mapping[str, Any], Tokenizer, Renderer]:
+    """Returns the model's config, its tokenizer and the renderer for a checked model folder."""
+    model_config = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    renderer = Renderer(
+        tokenizer,
+        style=style,
+        system=system,
+        train_on=train_on,
+        train_roles=tuple(train_roles),
+        train_end_of_turn=train_end_of_turn,
+        model_type=model_config.get("model_type"),
+        encoder_decoder=is_encoder_decoder(dict(model_config)),
+    )
+    return model_config, tokenizer, renderer
+
+
+def render_all(
+    examples: Iterable[Example],
+    report: LoadReport,
+    renderer: Renderer,
+    *,
+    max_seq_tokens: int,
+    overlong: str,
+    allow_cut_end_of_turn: bool,
+) -> RowSet:
+    """Returns the rendered rows and their ledger. Problems are in the ledger; nothing is raised for them."""
+    kept = list(examples)
+    rows, ledger = settle(
+        [renderer.render(example) for example in kept],
+        max_seq_tokens=max_seq_tokens,
+        overlong=overlong,
+        allow_cut_end_of_turn=allow_cut_end_of_turn,
+    )
+    return RowSet(kept, rows, ledger, report)
