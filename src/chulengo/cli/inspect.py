@@ -15,8 +15,6 @@ import functools
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,26 +24,11 @@ from chulengo.errors import ConfigError, RenderError
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from chulengo.config import RunConfig
-    from chulengo.data.ledger import Ledger
-    from chulengo.data.load import LoadReport
     from chulengo.data.renderer import RenderedRow, Renderer
     from chulengo.data.types import Example
+    from chulengo.train.inputs import Inputs, RowSet
 
 NUM_NAMED = 10
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What there is to show; `examples` are those of `rows`, in the same order."""
-
-    renderer: Renderer
-    report: LoadReport
-    examples: Sequence[Example]
-    rows: Sequence[RenderedRow]
-    lengths: Sequence[int]
-    ledger: Ledger
-    refused: Sequence[str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,13 +54,16 @@ def run(args: argparse.Namespace) -> int:
     sugar = {"prompt.template": args.template, "data.num_rows": args.num_rows, "data.seed": args.seed}
     # JSON strings and numbers are YAML too
     args.overrides = [*(f"{key}={json.dumps(v)}" for key, v in sugar.items() if v is not None), *args.overrides]
-    config = config_from(args)
-    examples, report = _read(config)
+    from chulengo.train.finetune import prepare_inputs
+
+    seen = prepare_inputs(config_from(args), split=False, weights=False)
     if args.write:
-        _write(args.write, examples, quiet=args.json)
+        _write(args.write, seen.train, quiet=args.json)
         if not args.json and args.rows == 0:
             return 0
-    seen = _render(config, examples, report)
+    if not seen.train.rows and seen.train.refused:
+        raise RenderError(f"None of the {len(seen.train.refused):,} rows can be rendered in the style "
+                          f"{seen.renderer.style}. The first: {seen.train.refused[0]}")
     if args.json:
         print(json.dumps(_as_json(seen, args.rows), ensure_ascii=False))
     else:
@@ -85,77 +71,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(config: RunConfig) -> tuple[list[Example], LoadReport]:
-    from chulengo.data.load import load_examples
-    from chulengo.data.prompts import load_template
-    from chulengo.train.inputs import data_source
-
-    data = config.data
-    template = None if config.prompt.template is None else load_template(config.prompt.template)
-    return load_examples(
-        data_source(data.train), format=data.format, columns=data.columns, hub_split=data.hub_split,
-        offline=config.model.offline, template=template, cleaning=data.cleaning, num_rows=data.num_rows,
-        seed=data.seed, drop_duplicates=data.drop_duplicates,
-    )
-
-
-def _write(name: str, examples: Sequence[Example], *, quiet: bool) -> None:
+def _write(name: str, rows: RowSet, *, quiet: bool) -> None:
     from chulengo.data.selection import write_examples
 
-    count = write_examples(Path(name), examples)
+    if not rows.examples:
+        raise ConfigError("--write needs the conversations themselves, which data.streaming does not keep.",
+                          next_step="--num-rows N without data.streaming: the subset is drawn in one pass")
+    count = write_examples(Path(name), rows.examples)
     if not quiet:
         print(f"wrote {count:,} conversations to {name}")
 
 
-def _render(config: RunConfig, examples: Sequence[Example], report: LoadReport) -> _Seen:
-    from chulengo.data.ledger import longest_side, settle
-
-    renderer, limit = _open(config)
-    rows, refused = [], []
-    by_source: dict[str, Example] = {}
-    for example in examples:
-        try:
-            rows.append(renderer.render(example))
-        except RenderError as error:
-            refused.append(str(error))
-            continue
-        by_source[example.source] = example
-    if not rows and refused:
-        raise RenderError(f"None of the {len(refused):,} rows can be rendered in the style {renderer.style}. "
-                          f"The first: {refused[0]}")
-    used, ledger = settle(rows, max_seq_tokens=limit, overlong=config.training.overlong,
-                          allow_cut_end_of_turn=config.training.allow_cut_end_of_turn)
-    lengths = [longest_side(row) for row in rows]
-    return _Seen(renderer, report, [by_source[row.source] for row in used], used, lengths, ledger, refused)
+def _shown(seen: Inputs, num_rows: int) -> list[tuple[RenderedRow, Example]]:
+    """Returns the first used rows with the conversations they were made of."""
+    by_source = {example.source: example for example in seen.train.examples}
+    return [(row, by_source[row.source]) for row in seen.train.rows[:num_rows] if row.source in by_source]
 
 
-def _open(config: RunConfig) -> tuple[Renderer, int]:
-    """Returns the renderer and the limit in tokens; a folder needs only a tokenizer for that."""
-    from chulengo.data.renderer import Renderer
-    from chulengo.data.tokenizer import load_tokenizer
-    from chulengo.model.folder import is_encoder_decoder, read_config, resolve_model
-    from chulengo.train.inputs import sequence_limit
-
-    folder = Path(config.model.name).expanduser()
-    if config.model.name == "nano" or not folder.is_dir() or (folder / "adapter_config.json").is_file():
-        folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.model.offline)
-    model_config = read_config(folder) if (folder / "config.json").is_file() else {}
-    tokenizer = load_tokenizer(folder)
-    prompt = config.prompt
-    renderer = Renderer(
-        tokenizer, style=prompt.style, system=prompt.system, train_on=prompt.train_on, train_roles=prompt.train_roles,
-        train_end_of_turn=prompt.train_end_of_turn, model_type=model_config.get("model_type"),
-        encoder_decoder=is_encoder_decoder(model_config),
-    )
-    wanted = config.training.max_seq_tokens
-    if wanted is None and not model_config:
-        wanted = tokenizer.model_max_tokens
-    return renderer, sequence_limit(wanted, model_config)
-
-
-def _as_json(seen: _Seen, num_rows: int) -> dict[str, Any]:
+def _as_json(seen: Inputs, num_rows: int) -> dict[str, Any]:
     rows = []
-    for row, example in list(zip(seen.rows, seen.examples, strict=True))[:num_rows]:
+    for row, example in _shown(seen, num_rows):
         spelled, encoder = seen.renderer.spell(example)
         entry: dict[str, Any] = {
             "ids": row.ids,
@@ -166,56 +101,45 @@ def _as_json(seen: _Seen, num_rows: int) -> dict[str, Any]:
         if row.encoder_ids is not None and encoder is not None:
             entry |= {"encoder_ids": row.encoder_ids, "encoder_text": "".join(encoder)}
         rows.append(entry)
-    ledger = seen.ledger.to_dict()
-    ledger["problems"] = [*ledger["problems"], *_refusals(seen)]
-    ledger["refused_rows"] = list(seen.refused)
     return {
         "rows": rows,
-        "ledger": ledger,
+        "ledger": seen.train.ledger.to_dict() | {"refused_rows": list(seen.train.refused)},
         "style": {"name": seen.renderer.style, "reason": seen.renderer.style_reason},
-        "data": seen.report.to_dict(),
+        "data": seen.train.report.to_dict(),
     }
 
 
-def _refusals(seen: _Seen) -> list[str]:
-    count = len(seen.refused)
-    if not count:
-        return []
-    named = "".join(f"\n    {text.splitlines()[0]}" for text in seen.refused[:NUM_NAMED])
-    more = f"\n    and {count - NUM_NAMED:,} more" if count > NUM_NAMED else ""
-    return [f"{count:,} rows cannot be rendered in the style {seen.renderer.style}:{named}{more}"]
-
-
-def _print(seen: _Seen, num_rows: int) -> None:
+def _print(seen: Inputs, num_rows: int) -> None:
     from rich.console import Console
 
     from chulengo.cli.ledger_view import ledger_table, length_bars, long_row_lines, script_counts
 
+    ledger = seen.train.ledger
     console = Console(file=sys.stdout, highlight=False, markup=False)
     in_colour = console.is_terminal and not console.no_color
     # soft wrap: the terminal breaks lines, so that copied text and pipes keep theirs
     say = functools.partial(console.print, soft_wrap=True)
     legend = "trained on green, context on grey, control tokens bold" if in_colour else "⟦trained⟧, │ between tokens"
     say("\n".join([*_head(seen), f"tokens: {legend}; ␣ space, ⏎ line break"]))
-    for row, example in list(zip(seen.rows, seen.examples, strict=True))[:num_rows]:
+    for row, example in _shown(seen, num_rows):
         say(f"\n{row.source}  {len(row.ids):,} tokens, {sum(row.trained):,} trained")
-        for part in _drawn(seen.renderer, row, example, in_colour=in_colour):
+        for part in drawn(seen.renderer, row, example, in_colour=in_colour):
             say(part)
     say()
-    console.print(ledger_table(seen.ledger))
-    say("\n".join(["row lengths in tokens", *length_bars(seen.lengths, seen.ledger.max_seq_tokens)]))
-    if seen.ledger.long_rows:
-        say("\n".join([f"rows over {seen.ledger.max_seq_tokens:,} tokens", *long_row_lines(seen.ledger)]))
-    scripts = script_counts(seen.examples)
+    console.print(ledger_table(ledger))
+    say("\n".join(["row lengths in tokens", *length_bars(seen.train.lengths, ledger.max_seq_tokens)]))
+    if ledger.long_rows:
+        say("\n".join([f"rows over {ledger.max_seq_tokens:,} tokens", *long_row_lines(ledger)]))
+    scripts = script_counts(seen.train.examples)
     say("scripts (by most letters of a row): " + ", ".join(f"{s} {n:,}" for s, n in scripts.items()))
-    for group in seen.ledger.duplicates[:NUM_NAMED]:
+    for group in ledger.duplicates[:NUM_NAMED]:
         say("same tokens: " + ", ".join(group[:NUM_NAMED]))
-    for problem in [*seen.ledger.problems, *_refusals(seen)]:
+    for problem in ledger.problems:
         say(f"\nWARNING, training would stop here: {problem}", style="yellow" if in_colour else None)
 
 
-def _drawn(renderer: Renderer, row: RenderedRow, example: Example, *, in_colour: bool) -> list[Text]:
-    """Returns the row's tokens to print: one text, or one for the encoder and one for the decoder."""
+def drawn(renderer: Renderer, row: RenderedRow, example: Example, *, in_colour: bool) -> list[Text]:
+    """Returns a row's tokens to print: one text, or one for the encoder and one for the decoder."""
     from rich.text import Text
 
     from chulengo.cli.token_view import coloured, marked
@@ -231,8 +155,8 @@ def _drawn(renderer: Renderer, row: RenderedRow, example: Example, *, in_colour:
     return [Text(label + marked(ids, trained, texts, controls)) for label, ids, trained, texts in parts]
 
 
-def _head(seen: _Seen) -> list[str]:
-    report = seen.report
+def _head(seen: Inputs) -> list[str]:
+    report = seen.train.report
     reasons = Counter(report.reasons.values())
     lines = [
         f"style:  {seen.renderer.style} ({seen.renderer.style_reason})",

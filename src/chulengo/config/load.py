@@ -22,12 +22,15 @@ from chulengo.config.schema import RunConfig
 from chulengo.errors import ConfigError, nearest
 
 
-def load_config(file: str | Path | None = None, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(
+    file: str | Path | None = None, overrides: Iterable[str] = (), *, saved: bool = False
+) -> RunConfig:
     """Returns the configuration of one run.
 
     Args:
         file: YAML file with the sections of `RunConfig`; None: defaults only.
         overrides: `section.key=value` strings, applied in order.
+        saved: the file was written by `to_yaml`, so it says every key, also those that others override.
 
     Raises:
         ConfigError: names every unknown key (with the nearest known one), wrong type, value out of range and
@@ -39,7 +42,7 @@ def load_config(file: str | Path | None = None, overrides: Iterable[str] = ()) -
         _apply_override(said, override, problems)
     config: RunConfig = _build(RunConfig, said, "", problems)
     problems += out_of_range(config)
-    problems += contradictions(config, _said_keys(said))
+    problems += contradictions(config, set() if saved else _said_keys(said))
     if problems:
         where = f" in {file}" if file is not None else ""
         listing = "\n".join(f"  - {problem}" for problem in problems)

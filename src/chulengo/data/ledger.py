@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -113,7 +113,7 @@ class Ledger:
 
 
 def settle(
-    rows: Sequence[RenderedRow], *, max_seq_tokens: int, overlong: str, allow_cut_end_of_turn: bool
+    rows: Iterable[RenderedRow], *, max_seq_tokens: int, overlong: str, allow_cut_end_of_turn: bool
 ) -> tuple[list[RenderedRow], Ledger]:
     """Returns the rows to train on and their ledger. Never raises for what the rows contain.
 
@@ -123,51 +123,83 @@ def settle(
         overlong: error, drop, drop_turns or cut; `error` leaves long rows in and makes them a problem.
         allow_cut_end_of_turn: whether `cut` may remove the end of a trained answer.
     """
-    shorten = {"error": _unchanged, "drop": _dropped, "drop_turns": _without_last_turns, "cut": _cut}[overlong]
-    used: list[RenderedRow] = []
-    long_rows: list[LongRow] = []
-    cut_ends: list[str] = []
-    num_dropped_turns = 0
-    for row in rows:
-        length = longest_side(row)
-        if length <= max_seq_tokens:
-            used.append(row)
-            continue
-        kept = shorten(row, max_seq_tokens)
-        long_rows.append(LongRow(row.source, length, 0 if kept is None else longest_side(kept)))
-        if kept is None:
-            continue
-        used.append(kept)
-        if overlong == "drop_turns":
-            num_dropped_turns += len(row.turn_ends) - len(kept.turn_ends)
-        if overlong == "cut" and _loses_end(row, max_seq_tokens):
-            cut_ends.append(row.source)
-    duplicates = _duplicates(rows)
-    num_tokens = sum(len(row.ids) for row in used)
-    num_supervised = sum(sum(row.trained) for row in used)
-    num_dropped = sum(row.num_used_tokens == 0 for row in long_rows)
-    ledger = Ledger(
-        num_rows=len(rows),
-        num_used_rows=len(used),
-        num_tokens=num_tokens,
-        num_supervised_tokens=num_supervised,
-        num_encoder_tokens=sum(len(row.encoder_ids or ()) for row in used),
-        supervised_share=num_supervised / num_tokens if num_tokens else 0.0,
-        max_seq_tokens=max_seq_tokens,
-        overlong=overlong,
-        long_rows=long_rows,
-        num_dropped_rows=num_dropped,
-        num_shortened_rows=0 if overlong == "error" else len(long_rows) - num_dropped,
-        num_dropped_turns=num_dropped_turns,
-        cut_ends=cut_ends,
-        unsupervised_rows=[row.source for row in used if not any(row.trained)],
-        duplicates=duplicates,
-        num_duplicate_rows=sum(len(group) - 1 for group in duplicates),
-        lengths=_lengths([longest_side(row) for row in rows]),
-        padded_share={size: _padded_share(used, size) for size in PADDED_BATCHES},
-        problems=[],
+    count = LedgerCount(
+        max_seq_tokens=max_seq_tokens, overlong=overlong, allow_cut_end_of_turn=allow_cut_end_of_turn
     )
-    return used, replace(ledger, problems=_problems(ledger, allow_cut_end_of_turn))
+    used = [kept for row in rows if (kept := count.settle_row(row)) is not None]
+    return used, count.ledger()
+
+
+class LedgerCount:
+    """The ledger while rows go by: memory grows by some 100 bytes a row, whatever the rows' length."""
+
+    def __init__(self, *, max_seq_tokens: int, overlong: str, allow_cut_end_of_turn: bool) -> None:
+        """Starts at zero; the arguments are those of `settle`."""
+        self._limit, self._overlong, self._allow_cut = max_seq_tokens, overlong, allow_cut_end_of_turn
+        policies = {"error": _unchanged, "drop": _dropped, "drop_turns": _without_last_turns, "cut": _cut}
+        self._shorten = policies[overlong]
+        self.lengths = array("l")  # of all rows, before the policy
+        self._used_lengths = array("l")
+        self._supervised = self._encoder = self._dropped_turns = 0
+        self._long_rows: list[LongRow] = []
+        self._cut_ends: list[str] = []
+        self._unsupervised: list[str] = []
+        self._seen: dict[bytes, str] = {}
+        self._repeated: dict[bytes, list[str]] = {}
+
+    def settle_row(self, row: RenderedRow) -> RenderedRow | None:
+        """Returns the row as it is trained on, or None when the policy leaves it out; counts it either way."""
+        length = longest_side(row)
+        self.lengths.append(length)
+        key = _content_key(row)
+        if key in self._seen:
+            self._repeated.setdefault(key, [self._seen[key]]).append(row.source)
+        else:
+            self._seen[key] = row.source
+        kept: RenderedRow | None = row
+        if length > self._limit:
+            kept = self._shorten(row, self._limit)
+            self._long_rows.append(LongRow(row.source, length, 0 if kept is None else longest_side(kept)))
+            if kept is not None and self._overlong == "drop_turns":
+                self._dropped_turns += len(row.turn_ends) - len(kept.turn_ends)
+            if kept is not None and self._overlong == "cut" and _loses_end(row, self._limit):
+                self._cut_ends.append(row.source)
+        if kept is not None:
+            supervised = sum(kept.trained)
+            self._supervised += supervised
+            self._encoder += len(kept.encoder_ids or ())
+            self._used_lengths.append(len(kept.ids))
+            if not supervised:
+                self._unsupervised.append(kept.source)
+        return kept
+
+    def ledger(self) -> Ledger:
+        """Returns the ledger of the rows so far."""
+        num_tokens = sum(self._used_lengths)
+        num_dropped = sum(row.num_used_tokens == 0 for row in self._long_rows)
+        duplicates = list(self._repeated.values())
+        ledger = Ledger(
+            num_rows=len(self.lengths),
+            num_used_rows=len(self._used_lengths),
+            num_tokens=num_tokens,
+            num_supervised_tokens=self._supervised,
+            num_encoder_tokens=self._encoder,
+            supervised_share=self._supervised / num_tokens if num_tokens else 0.0,
+            max_seq_tokens=self._limit,
+            overlong=self._overlong,
+            long_rows=self._long_rows,
+            num_dropped_rows=num_dropped,
+            num_shortened_rows=0 if self._overlong == "error" else len(self._long_rows) - num_dropped,
+            num_dropped_turns=self._dropped_turns,
+            cut_ends=self._cut_ends,
+            unsupervised_rows=self._unsupervised,
+            duplicates=duplicates,
+            num_duplicate_rows=sum(len(group) - 1 for group in duplicates),
+            lengths=_lengths(self.lengths),
+            padded_share={size: _padded_share(self._used_lengths, size) for size in PADDED_BATCHES},
+            problems=[],
+        )
+        return replace(ledger, problems=_problems(ledger, self._allow_cut))
 
 
 def check(ledger: Ledger) -> None:
@@ -228,13 +260,10 @@ def _loses_end(row: RenderedRow, limit: int) -> bool:
     return any(row.trained[begun:limit])
 
 
-def _duplicates(rows: Sequence[RenderedRow]) -> list[list[str]]:
-    groups: dict[bytes, list[str]] = {}
-    for row in rows:
-        digest = hashlib.blake2b(array("l", row.ids).tobytes(), digest_size=16)
-        digest.update(b"|" + array("l", row.encoder_ids or []).tobytes())
-        groups.setdefault(digest.digest(), []).append(row.source)
-    return [group for group in groups.values() if len(group) > 1]
+def _content_key(row: RenderedRow) -> bytes:
+    digest = hashlib.blake2b(array("l", row.ids).tobytes(), digest_size=16)
+    digest.update(b"|" + array("l", row.encoder_ids or []).tobytes())
+    return digest.digest()
 
 
 def _lengths(lengths: Sequence[int]) -> Lengths:
@@ -244,8 +273,7 @@ def _lengths(lengths: Sequence[int]) -> Lengths:
     return Lengths(p5, p50, round(float(np.mean(lengths)), 1), p95, max(lengths))
 
 
-def _padded_share(rows: Sequence[RenderedRow], batch_size: int) -> float:
-    lengths = [len(row.ids) for row in rows]
+def _padded_share(lengths: Sequence[int], batch_size: int) -> float:
     batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
     padded = sum(max(batch) * len(batch) for batch in batches)
     return 1 - sum(lengths) / padded if padded else 0.0

@@ -6,18 +6,19 @@ Nothing here imports torch, so that looking at the data stays quick.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from chulengo import nano
-from chulengo.data.ledger import Ledger, settle
+from chulengo.data.ledger import NUM_NAMED, Ledger, LedgerCount
 from chulengo.data.load import LoadReport
 from chulengo.data.renderer import RenderedRow, Renderer
+from chulengo.data.row_store import RowStore
 from chulengo.data.tokenizer import Tokenizer, load_tokenizer
 from chulengo.data.types import Example
-from chulengo.errors import ConfigError, DataError
+from chulengo.errors import ConfigError, DataError, RenderError
 from chulengo.model.folder import context_tokens, is_encoder_decoder, read_config
 
 EMBEDDED_DATA = {"nano-demo": nano.demo_train, "nano-demo-heldout": nano.demo_heldout}
@@ -28,14 +29,18 @@ class RowSet:
     """Rendered rows, what they were made of, and their ledger.
 
     Attributes:
-        examples: the conversations, in the order of the data; rows dropped by the ledger's policy are still here.
+        examples: the conversations of the data, those that the ledger's policy left out too; empty when streamed.
         rows: the rendered rows that are used.
+        lengths: tokens of every row, before the policy.
+        refused: why rows could not be rendered, one sentence each; a problem of the ledger too.
         ledger: counts over all of them.
         report: how they were read.
     """
 
     examples: Sequence[Example]
     rows: Sequence[RenderedRow]
+    lengths: Sequence[int]
+    refused: Sequence[str]
     ledger: Ledger
     report: LoadReport
 
@@ -45,6 +50,14 @@ class RowSet:
         for row in self.rows:
             digest.update(repr((row.ids, row.trained, row.encoder_ids)).encode())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleStream:
+    """Examples that come one by one, and a function that returns their report once they have all come."""
+
+    examples: Iterable[Example]
+    report: Callable[[], LoadReport]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +113,8 @@ def sequence_limit(wanted: int | None, model_config: Mapping[str, Any]) -> int:
 def open_renderer(
     folder: Path, *, style: str, system: str | None, train_on: str, train_roles: Sequence[str], train_end_of_turn: bool
 ) -> tuple[Mapping[str, Any], Tokenizer, Renderer]:
-    """Returns the model's config, its tokenizer and the renderer for a checked model folder."""
-    model_config = read_config(folder)
+    """Returns the model's config (empty for a folder that only holds a tokenizer), its tokenizer and its renderer."""
+    model_config = read_config(folder) if (folder / "config.json").is_file() else {}
     tokenizer = load_tokenizer(folder)
     renderer = Renderer(
         tokenizer,
@@ -116,21 +129,57 @@ def open_renderer(
     return model_config, tokenizer, renderer
 
 
-def render_all(
-    examples: Iterable[Example],
-    report: LoadReport,
-    renderer: Renderer,
-    *,
-    max_seq_tokens: int,
-    overlong: str,
-    allow_cut_end_of_turn: bool,
-) -> RowSet:
+@dataclass(frozen=True, slots=True)
+class RowPolicy:
+    """What happens to rows that are too long; see `config.schema.TrainingConfig`."""
+
+    max_seq_tokens: int
+    overlong: str
+    allow_cut_end_of_turn: bool
+
+
+def render_all(examples: Sequence[Example], report: LoadReport, renderer: Renderer, policy: RowPolicy) -> RowSet:
     """Returns the rendered rows and their ledger. Problems are in the ledger; nothing is raised for them."""
-    kept = list(examples)
-    rows, ledger = settle(
-        [renderer.render(example) for example in kept],
-        max_seq_tokens=max_seq_tokens,
-        overlong=overlong,
-        allow_cut_end_of_turn=allow_cut_end_of_turn,
+    count, refused = _ledger_count(policy), list[str]()
+    rows = list(_settled(examples, renderer, count, refused))
+    return RowSet(examples, rows, count.lengths, refused, _with_refusals(count.ledger(), refused, renderer), report)
+
+
+def render_stream(stream: ExampleStream, renderer: Renderer, policy: RowPolicy) -> RowSet:
+    """Returns the same for examples that come one by one and are not kept; the rows lie on disk."""
+    count, refused = _ledger_count(policy), list[str]()
+    rows = RowStore(_settled(stream.examples, renderer, count, refused))
+    ledger = _with_refusals(count.ledger(), refused, renderer)
+    return RowSet((), rows, count.lengths, refused, ledger, stream.report())
+
+
+def _ledger_count(policy: RowPolicy) -> LedgerCount:
+    return LedgerCount(
+        max_seq_tokens=policy.max_seq_tokens, overlong=policy.overlong,
+        allow_cut_end_of_turn=policy.allow_cut_end_of_turn,
     )
-    return RowSet(kept, rows, ledger, report)
+
+
+def _settled(
+    examples: Iterable[Example], renderer: Renderer, count: LedgerCount, refused: list[str]
+) -> Iterator[RenderedRow]:
+    for example in examples:
+        try:
+            row = count.settle_row(renderer.render(example))
+        except RenderError as error:
+            refused.append(str(error))
+            continue
+        if row is not None:
+            yield row
+
+
+def _with_refusals(ledger: Ledger, refused: Sequence[str], renderer: Renderer) -> Ledger:
+    if not refused:
+        return ledger
+    named = "".join(f"\n    {text.splitlines()[0]}" for text in refused[:NUM_NAMED])
+    more = f"\n    and {len(refused) - NUM_NAMED:,} more" if len(refused) > NUM_NAMED else ""
+    problem = (
+        f"{len(refused):,} row{'s' if len(refused) > 1 else ''} cannot be rendered in the style {renderer.style} "
+        f"(chulengo inspect --cleaning lists steps that mend or drop such rows):{named}{more}"
+    )
+    return replace(ledger, problems=[*ledger.problems, problem])

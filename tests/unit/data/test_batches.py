@@ -16,7 +16,12 @@ from chulengo.data.batches import (
     pad_token,
 )
 from chulengo.data.renderer import RenderedRow
-from training_kit import make_rows
+
+
+def make_rows(count: int) -> list[RenderedRow]:
+    lengths = np.random.default_rng(0).integers(6, 40, count).tolist()
+    return [RenderedRow(ids=[1] * n, trained=[True] * n, source=f"row:{i}") for i, n in enumerate(lengths)]
+
 
 LENGTHS = np.random.default_rng(0).integers(5, 400, 203).tolist()
 

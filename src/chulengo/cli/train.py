@@ -1,0 +1,121 @@
+"""QLoRA fine-tuning: reads the data, shows the ledger, trains, scores before and after, saves everything.
+
+  chulengo train --model nano --data conversations.jsonl
+  chulengo train --config recipes/llama2_7b_guanaco_1gpu.yaml
+  chulengo train --resume runs/nano-conversations-1
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chulengo.cli.arguments import add_run_arguments, config_from
+from chulengo.config import RunConfig, load_config
+from chulengo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from chulengo.train.finetune import RunResult
+    from chulengo.train.inputs import Inputs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's options."""
+    add_run_arguments(parser)
+    parser.add_argument("--out", metavar="DIR", help="the run folder (default: runs/<model>-<data>-<n>)")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, to the bit")
+    parser.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, then stop")
+    parser.add_argument("--help-config", action="store_true", help="list every setting, its default and meaning")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, or goes on training."""
+    if arguments.help_config:
+        from chulengo.config.describe import as_text
+
+        print(as_text())
+        return 0
+    config = _config(arguments)
+    from chulengo.data.ledger import check
+    from chulengo.train.finetune import prepare_inputs
+
+    inputs = prepare_inputs(config)
+    print_data(inputs)
+    check(inputs.train.ledger)
+    if arguments.dry_run:
+        print("Dry run: the data and the configuration are fine; nothing was trained.")
+        return 0
+    result = train(config, inputs, resume=arguments.resume is not None)
+    print_result(result)
+    return 0
+
+
+def print_data(inputs: Inputs) -> None:
+    """Prints what was read, how it is rendered, and the supervision ledger."""
+    from rich.console import Console
+
+    from chulengo.cli.ledger_view import ledger_table, long_row_lines
+
+    console = Console(highlight=False, markup=False)
+    report, ledger = inputs.train.report, inputs.train.ledger
+    counts = f"{report.rows_kept:,} of {report.rows_read:,} rows"
+    held_out = f", {len(inputs.validation.rows):,} rows held out" if inputs.validation is not None else ""
+    say = functools.partial(console.print, soft_wrap=True)
+    say(f"data:  {report.source}: {report.format}, {counts}{held_out}")
+    say(f"style: {inputs.renderer.style} ({inputs.renderer.style_reason})")
+    console.print(ledger_table(ledger))
+    if ledger.long_rows:
+        say("\n".join([f"rows over {ledger.max_seq_tokens:,} tokens", *long_row_lines(ledger)]))
+
+
+def train(config: RunConfig, inputs: Inputs, *, resume: bool) -> RunResult:
+    """Returns the finished run; says how to go on when it is interrupted.
+
+    Raises:
+        ChulengoError: see `train.finetune.finetune`.
+    """
+    from chulengo.train.finetune import finetune
+    from chulengo.train.progress import LiveProgress
+
+    return finetune(config, resume=resume, inputs=inputs, display=LiveProgress())
+
+
+def print_result(result: RunResult) -> None:
+    """Prints scores before and after, where things lie, and what to type next."""
+    import math
+
+    outcome = result.outcome
+    print()
+    if result.base_loss is not None and result.tuned_loss is not None:
+        base, tuned = math.exp(min(result.base_loss, 700)), math.exp(min(result.tuned_loss, 700))
+        print(f"Validation perplexity: {base:,.2f} before, {tuned:,.2f} after ({base / tuned:.2f} times lower)")
+    kept = f", weights of step {outcome.kept_step} kept" if outcome.kept_step != outcome.steps else ""
+    early = ", stopped early" if outcome.stopped_early else ""
+    print(f"{outcome.steps} steps in {outcome.seconds:.0f} s{early}{kept}.")
+    folder = shlex.quote(str(result.paths.root))
+    print(f"Adapter: {result.paths.adapter}   Loss plot: {result.paths.plots / 'loss.png'}")
+    print(f"Next: chulengo chat --adapter {folder}   or: chulengo eval --adapter {folder} --data D --exact-match")
+
+
+def _config(arguments: argparse.Namespace) -> RunConfig:
+    if arguments.resume is None:
+        return config_from(arguments)
+    told = [f"--{name}" for name in ("model", "data", "config", "out") if getattr(arguments, name)]
+    told += ["--set"] if arguments.overrides else []
+    if told:
+        raise ConfigError(
+            f"--resume goes on with a run as it was configured, so {', '.join(told)} cannot be given with it.",
+            next_step=f"chulengo train --resume {shlex.quote(arguments.resume)}",
+        )
+    file = Path(arguments.resume) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(
+            f"{arguments.resume} holds no run (no config.yaml).",
+            allowed="a folder that `chulengo train` wrote",
+            next_step="ls runs",
+        )
+    return dataclasses.replace(load_config(file, saved=True), out=arguments.resume)

@@ -1,0 +1,321 @@
+"""The recipe: from a configuration to a scored adapter in a run folder. Reads top to bottom.
+
+`prepare_inputs` is the half without weights (also behind `inspect` and `plan`); `finetune` is the other half. The base
+model is scored at step 0, before the first update: a fresh LoRA adds exactly nothing, so this *is* the base, on the
+same rows and by the same code as every later validation score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chulengo.config import RunConfig, to_yaml
+from chulengo.data.batches import pad_token, row_length
+from chulengo.data.ledger import check
+from chulengo.data.load import LoadReport, load_examples, stream_examples
+from chulengo.data.prompts import load_template
+from chulengo.data.renderer import save_renderer
+from chulengo.data.selection import split_by_conversation
+from chulengo.data.types import Example
+from chulengo.errors import ChulengoError, TrainingError
+from chulengo.model.base_record import BaseRecord, save_base_record
+from chulengo.model.folder import resolve_model, weight_files, weights_hash
+from chulengo.train.inputs import (
+    ExampleStream,
+    Inputs,
+    RowPolicy,
+    data_source,
+    open_renderer,
+    render_all,
+    render_stream,
+    sequence_limit,
+)
+from chulengo.train.metrics import MetricsFile
+from chulengo.train.run_folder import RunPaths, create_default_run, create_run, open_run, write_json, write_text
+
+if TYPE_CHECKING:
+    from chulengo.train.progress import LiveProgress
+    from chulengo.train.trainer import TrainOutcome
+
+DEFAULT_RUNS = Path("runs")
+TOKENIZER_FILES = (
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "spiece.model", "vocab.json", "merges.txt", "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        paths: where everything lies.
+        inputs: what it was trained on.
+        outcome: how training went.
+        base_loss: validation loss of the base, nats a supervised token; None without validation rows.
+        tuned_loss: the same for the weights that were kept.
+    """
+
+    paths: RunPaths
+    inputs: Inputs
+    outcome: TrainOutcome
+    base_loss: float | None
+    tuned_loss: float | None
+
+
+def prepare_inputs(config: RunConfig, *, split: bool = True, weights: bool = True) -> Inputs:
+    """Returns tokenizer, renderer, rendered rows and their ledgers. Loads no weights and imports no torch.
+
+    Args:
+        config: the run.
+        split: whether validation rows are split off (or read); False: all rows are in `train`.
+        weights: whether the model's weights must be there too; a tokenizer is enough to look at data.
+
+    Raises:
+        ChulengoError: the model folder or the data cannot be used. Problems with rows are in the ledgers: see
+            `data.ledger.check`.
+    """
+    model, data, prompt, training = config.model, config.data, config.prompt, config.training
+    folder = resolve_model(model.name, revision=model.revision, offline=model.offline, weights=weights)
+    model_config, tokenizer, renderer = open_renderer(
+        folder, style=prompt.style, system=prompt.system, train_on=prompt.train_on,
+        train_roles=prompt.train_roles, train_end_of_turn=prompt.train_end_of_turn,
+    )
+    wanted = training.max_seq_tokens or (None if model_config else tokenizer.model_max_tokens)
+    limit = sequence_limit(wanted, model_config)
+    policy = RowPolicy(limit, training.overlong, training.allow_cut_end_of_turn)
+    if data.streaming:
+        train = render_stream(_stream_examples(config), renderer, policy)
+        held_out = read_examples(config, data.validation) if split and data.validation else None
+        validation = render_all(*held_out, renderer, policy) if held_out else None
+        return Inputs(folder, model_config, tokenizer, renderer, limit, train, validation)
+    examples, report = read_examples(config, data.train, num_rows=data.num_rows)
+    validation = None
+    if split and data.validation is not None:
+        validation = render_all(*read_examples(config, data.validation), renderer, policy)
+    elif split and data.validation_fraction > 0:
+        examples, apart = split_by_conversation(examples, data.validation_fraction, data.seed)
+        validation = render_all(apart, report, renderer, policy) if apart else None
+    train = render_all(examples, report, renderer, policy)
+    return Inputs(folder, model_config, tokenizer, renderer, limit, train, validation)
+
+
+def read_examples(config: RunConfig, source: str, *, num_rows: int | None = None) -> tuple[list[Example], LoadReport]:
+    """Returns the conversations of one source, read as the configuration says, and the report of it."""
+    return load_examples(data_source(source), num_rows=num_rows, **_reading(config))
+
+
+def _stream_examples(config: RunConfig) -> ExampleStream:
+    reports: list[LoadReport] = []
+    examples = stream_examples(
+        data_source(config.data.train), num_rows=config.data.num_rows, on_report=reports.append, **_reading(config)
+    )
+    return ExampleStream(examples, lambda: reports[0])
+
+
+def _reading(config: RunConfig) -> dict[str, Any]:
+    data = config.data
+    return {
+        "format": data.format, "columns": data.columns, "hub_split": data.hub_split, "offline": config.model.offline,
+        "template": load_template(config.prompt.template) if config.prompt.template else None,
+        "cleaning": data.cleaning, "seed": data.seed, "drop_duplicates": data.drop_duplicates,
+    }
+
+
+def finetune(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    inputs: Inputs | None = None,
+    display: LiveProgress | None = None,
+    message: Callable[[str], None] = print,
+) -> RunResult:
+    """Runs one fine-tuning from data to a saved adapter, or goes on with one.
+
+    Args:
+        config: the run; with `resume`, the one in the run folder.
+        resume: go on in `config.out` from its newest whole checkpoint.
+        inputs: as `prepare_inputs(config)` returns them, when the caller has them already.
+        display: shows progress; None: nothing is shown.
+        message: called with sentences for the user.
+
+    Raises:
+        ChulengoError: anything that the user can mend; what was saved before stays.
+    """
+    inputs = inputs or prepare_inputs(config)
+    check(inputs.train.ledger)
+    if inputs.validation is not None:
+        check(inputs.validation.ledger)
+    _check_room(config, inputs)
+    with _run_folder(config, resume) as paths:
+        if not resume:
+            config = _resolved(config, inputs, paths)
+            _write_description(config, inputs, paths)
+        outcome = _train(config, inputs, paths, resume=resume, display=display, message=message)
+        rows = MetricsFile(paths.metrics).rows()
+        _plot(paths, rows, config)
+        base, tuned = _validation_losses(rows, outcome.kept_step)
+        write_json(paths.root / "result.json", {
+            "base_loss": base, "tuned_loss": tuned, "base_perplexity": _exp(base), "tuned_perplexity": _exp(tuned),
+            **dataclasses.asdict(outcome),
+        })
+    return RunResult(paths, inputs, outcome, base, tuned)
+
+
+@contextmanager
+def _run_folder(config: RunConfig, resume: bool) -> Iterator[RunPaths]:
+    if resume:
+        if config.out is None:
+            raise TrainingError("Nothing says which run to resume.", next_step="chulengo train --resume runs/<name>")
+        opened = open_run(Path(config.out))
+    elif config.out is None:
+        opened = create_default_run(DEFAULT_RUNS, config.model.name, config.data.train)
+    else:
+        opened = create_run(Path(config.out))
+    with opened as paths:
+        yield paths
+
+
+def _resolved(config: RunConfig, inputs: Inputs, paths: RunPaths) -> RunConfig:
+    """Returns the configuration with every `auto` that decides a number replaced by what it stands for here."""
+    from chulengo.model.load import resolve_device, resolve_dtype
+    from chulengo.train.optimizer import resolve_precision
+
+    device = resolve_device(config.model.device)
+    dtype = str(resolve_dtype(config.model.compute_dtype, device)).removeprefix("torch.")
+    return dataclasses.replace(
+        config,
+        out=str(paths.root),
+        model=dataclasses.replace(config.model, compute_dtype=dtype),  # type: ignore[arg-type]
+        prompt=dataclasses.replace(config.prompt, style=inputs.renderer.style),
+        training=dataclasses.replace(
+            config.training,
+            max_seq_tokens=inputs.max_seq_tokens,
+            precision=resolve_precision(config.training.precision, device),  # type: ignore[arg-type]
+        ),
+    )
+
+
+def _check_room(config: RunConfig, inputs: Inputs) -> None:
+    """Raises `DoesNotFitError` when the plan says that the run needs more memory than the device has."""
+    from chulengo.model.load import resolve_device
+    from chulengo.model.plan import check_fits, stored_shapes
+
+    longest = inputs.max_seq_tokens  # a pack is full; a padded batch is as long as its longest row
+    if config.training.batching != "packed":
+        longest = min(longest, max(map(row_length, inputs.train.rows)))
+    check_fits(
+        inputs.model_config, device=resolve_device(config.model.device),
+        stored=stored_shapes(weight_files(inputs.folder)), **plan_settings(config, longest),
+    )
+
+
+def plan_settings(config: RunConfig, max_seq_tokens: int) -> dict[str, Any]:
+    """Returns the part of a configuration that decides memory, as `model.plan` takes it."""
+    model, lora, training = config.model, config.lora, config.training
+    return {
+        "quantization": model.quantization, "double_quant": model.double_quant, "compute_dtype": model.compute_dtype,
+        "attention": model.attention, "rank": lora.rank, "targets": lora.targets, "dora": lora.dora,
+        "train_head": lora.train_head, "train_embeddings": lora.train_embeddings,
+        "batch_size": training.batch_size, "max_seq_tokens": max_seq_tokens, "optimizer": training.optimizer,
+        "gradient_checkpointing": training.gradient_checkpointing, "precision": training.precision,
+        "dropout": lora.dropout, "gradient_accumulation": training.gradient_accumulation,
+        "batching": training.batching,
+    }
+
+
+def _write_description(config: RunConfig, inputs: Inputs, paths: RunPaths) -> None:
+    from chulengo.train.manifest import manifest
+
+    text = to_yaml(config)
+    validation = inputs.validation
+    write_json(paths.ledger, {
+        "train": inputs.train.ledger.to_dict(), "load": inputs.train.report.to_dict(),
+        "validation": validation.ledger.to_dict() if validation else None,
+    })
+    hashes = {
+        "model": weights_hash(inputs.folder), "renderer": inputs.renderer.fingerprint(),
+        "data": inputs.train.fingerprint(), "config": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    if validation is not None:
+        hashes["validation"] = validation.fingerprint()
+    seeds = {"training": config.training.seed, "data": config.data.seed}
+    write_json(paths.manifest, manifest(hashes=hashes, seeds=seeds))
+    write_text(paths.config, text)  # last: a folder with a config.yaml is a run
+
+
+def _train(
+    config: RunConfig, inputs: Inputs, paths: RunPaths, *, resume: bool, display: LiveProgress | None,
+    message: Callable[[str], None],
+) -> TrainOutcome:
+    from chulengo.model.adapter import attach_lora, save_adapter
+    from chulengo.model.load import load_base
+    from chulengo.train.trainer import RunShape, run_training
+
+    training = config.training
+    model = load_base(
+        inputs.folder, quantization=config.model.quantization, double_quant=config.model.double_quant,
+        compute_dtype=config.model.compute_dtype, device=config.model.device, attention=config.model.attention,
+        name=config.model.name, vocab_size=inputs.tokenizer.vocab_size,
+    )
+    model = attach_lora(model, **dataclasses.asdict(config.lora), seed=training.seed)
+    metrics = MetricsFile(paths.metrics)
+
+    def started(shape: RunShape) -> None:
+        metrics.truncate_after(shape.first_step if resume else -1)
+        if display is not None:
+            display.start(shape.total_steps, first_step=shape.first_step, title=f"{config.model.name} · {paths.root}")
+
+    options = dataclasses.asdict(training) | {"max_seq_tokens": inputs.max_seq_tokens}
+    del options["overlong"], options["allow_cut_end_of_turn"]
+    settings = {"model": dataclasses.asdict(config.model), "lora": dataclasses.asdict(config.lora)}
+    settings["model"] = {k: v for k, v in settings["model"].items() if k != "offline"}
+    try:
+        outcome = run_training(
+            model, inputs.train.rows, inputs.validation.rows if inputs.validation else [], out=paths.root,
+            pad_id=pad_token(inputs.tokenizer.pad_id, inputs.tokenizer.eos_id), settings=settings, resume=resume,
+            sinks=[metrics.append, *([display.update] if display is not None else [])],
+            on_start=started, message=display.message if display is not None else message, **options,
+        )
+    except ChulengoError:
+        _plot(paths, metrics.rows(), config)  # what was measured until then is worth seeing
+        raise
+    finally:
+        if display is not None:
+            display.stop()
+    save_adapter(model, paths.adapter)
+    save_renderer(inputs.renderer, paths.adapter)
+    base = config.model
+    save_base_record(
+        BaseRecord(base.name, base.revision, base.quantization, base.double_quant, weights_hash(inputs.folder)),
+        paths.adapter,
+    )
+    for name in TOKENIZER_FILES:
+        if (inputs.folder / name).is_file():
+            shutil.copyfile(inputs.folder / name, paths.adapter / name)
+    return outcome
+
+
+def _plot(paths: RunPaths, rows: list[dict[str, Any]], config: RunConfig) -> None:
+    from chulengo.train.plots import plot_losses
+
+    if rows:
+        title = f"{config.model.name} on {Path(config.data.train).name}"
+        plot_losses(rows, paths.plots / "loss.png", paths.plots / "loss.svg", title=title)
+
+
+def _validation_losses(rows: list[dict[str, Any]], kept_step: int) -> tuple[float | None, float | None]:
+    losses = {row["step"]: float(row["loss"]) for row in rows if row["kind"] == "validation"}
+    return losses.get(0), losses.get(kept_step)
+
+
+def _exp(loss: float | None) -> float | None:
+    return math.exp(min(loss, 700.0)) if loss is not None else None

@@ -1,0 +1,136 @@
+"""Perplexity against a hand-written loop in fp64, and its independence of batching."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models as tiny
+from chulengo.errors import DataError, ModelError
+from chulengo.evaluate.perplexity import perplexity, score_batches
+
+
+@dataclass
+class Row:
+    ids: list[int]
+    trained: list[bool]
+    source: str
+    encoder_ids: list[int] | None = None
+
+
+def rows(count: int = 9, *, encoder: bool = False) -> Any:
+    numbers = random.Random(1)
+    made = []
+    for index in range(count):
+        length = numbers.randrange(2, 50)
+        ids = [numbers.randrange(256) for _ in range(length)]
+        trained = [numbers.random() < 0.6 for _ in range(length)]
+        made.append(Row(ids, trained, f"f:{index + 1}", ids[::-1] if encoder else None))
+    return made
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return tiny.tiny_llama()
+
+
+def by_hand(model: Any, all_rows: Any) -> tuple[float, int]:
+    total, count = 0.0, 0
+    for row in all_rows:
+        with torch.no_grad():
+            logits = model(torch.tensor([row.ids])).logits[0].double()
+        for place in range(1, len(row.ids)):
+            if row.trained[place]:
+                chances = torch.softmax(logits[place - 1], -1)
+                total -= math.log(float(chances[row.ids[place]]))
+                count += 1
+    return math.exp(total / count), count
+
+
+def test_equals_the_sum_written_out(llama: Any) -> None:
+    value, count = by_hand(llama, rows())
+    score = perplexity(llama, rows(), pad_id=0)
+    assert score.value == pytest.approx(value, rel=1e-5)
+    assert score.details == {"loss": pytest.approx(math.log(value), rel=1e-6), "supervised_tokens": count}
+    assert score.num_items == 9
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 9, 100])
+@pytest.mark.parametrize("pad_id", [0, 7])
+def test_independent_of_batch_size_and_padding(llama: Any, batch_size: int, pad_id: int) -> None:
+    one = perplexity(llama, rows(), pad_id=0, batch_size=3).details["loss"]
+    assert perplexity(llama, rows(), pad_id=pad_id, batch_size=batch_size).details["loss"] == pytest.approx(
+        one, rel=1e-6
+    )
+
+
+def test_independent_of_the_padding_side(llama: Any) -> None:
+    some = rows()
+    width = max(len(row.ids) for row in some)
+
+    def left(values: list[int], fill: int) -> list[int]:
+        return [fill] * (width - len(values)) + values
+
+    mask = torch.tensor([left([1] * len(row.ids), 0) for row in some])
+    labels = [[-100, *(i if t else -100 for i, t in zip(r.ids[1:], r.trained[1:], strict=True))] for r in some]
+    batch = {
+        "input_ids": torch.tensor([left(row.ids, 3) for row in some]),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+        "labels": torch.tensor([left(row, -100) for row in labels]),
+        "sources": [row.source for row in some],
+    }
+    padded_right = perplexity(llama, some, pad_id=0).details["loss"]
+    assert score_batches(llama, [batch]).details["loss"] == pytest.approx(padded_right, rel=1e-6)
+
+
+def test_items_add_up(llama: Any) -> None:
+    score = perplexity(llama, rows(), pad_id=0, per_item=True)
+    assert sorted(item["source"] for item in score.items) == sorted(row.source for row in rows())
+    total = sum(item["loss"] * item["supervised_tokens"] for item in score.items if item["supervised_tokens"])
+    assert total / score.details["supervised_tokens"] == pytest.approx(score.details["loss"], rel=1e-12)
+    assert perplexity(llama, rows(), pad_id=0).items == ()
+
+
+def test_encoder_decoder() -> None:
+    model = tiny.tiny_t5()
+    one = perplexity(model, rows(encoder=True), pad_id=0, batch_size=1)
+    many = perplexity(model, rows(encoder=True), pad_id=0, batch_size=9)
+    assert many.details["loss"] == pytest.approx(one.details["loss"], rel=1e-6)
+    assert many.details["supervised_tokens"] == sum(sum(row.trained) for row in rows(encoder=True))
+
+
+def test_nan_names_the_rows() -> None:
+    model = tiny.tiny_llama()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[255] = float("nan")
+    some = rows()
+    some[4].ids[1] = 255
+    some[4].trained[2:] = [True] * len(some[4].trained[2:])
+    for row in some:
+        row.ids = [i if i != 255 or row is some[4] else 0 for i in row.ids]
+    with pytest.raises(ModelError, match=r"f:5 is nan"):
+        perplexity(model, some, pad_id=0, batch_size=1)
+    assert not model.training
+
+
+def test_no_supervised_token(llama: Any) -> None:
+    some = rows(3)
+    for row in some:
+        row.trained = [False] * len(row.ids)
+    with pytest.raises(DataError, match="supervised"):
+        perplexity(llama, some, pad_id=0)
+
+
+def test_the_mode_of_the_model_is_restored(llama: Any) -> None:
+    llama.train()
+    try:
+        perplexity(llama, rows(2), pad_id=0)
+        assert llama.training
+    finally:
+        llama.eval()
