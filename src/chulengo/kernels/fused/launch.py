@@ -1,0 +1,54 @@
+"""What every fused kernel asks before it launches: a device that runs Triton, and block sizes.
+
+Triton compiles for CUDA devices. With `TRITON_INTERPRET=1`, set before Triton is imported, its interpreter runs the
+same kernels on CPU tensors, slowly: the tests use that, nothing else does.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from chulengo.kernels.applies import need
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def interpreted() -> bool:
+    """Returns whether kernels run in Triton's interpreter."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def need_launchable(x: torch.Tensor) -> None:
+    """Raises `KernelError` unless a Triton kernel can be launched on the device of `x`."""
+    if interpreted():
+        return
+    need(
+        x.is_cuda,
+        f"A fused kernel was asked for a tensor on {x.device}.",
+        allowed="CUDA devices",
+        next_step="backend='reference'",
+    )
+    # Triton launches on the current device, wherever the pointers point
+    need(
+        x.device.index == torch.cuda.current_device(),
+        f"The tensor is on {x.device}, the current device is cuda:{torch.cuda.current_device()}.",
+        next_step="torch.cuda.set_device(...) before the call",
+    )
+
+
+def need_float(name: str, x: torch.Tensor) -> None:
+    """Raises `KernelError` unless `x` is float32, bfloat16 or float16."""
+    need(x.dtype in FLOATS, f"{name} is {x.dtype}.", allowed="float32, bfloat16, float16")
+
+
+def row_block(width: int, most: int = 65536) -> int:
+    """Returns the power of two that holds a whole row of `width` elements; raises where it is above `most`."""
+    block = triton.next_power_of_2(max(width, 1))
+    need(block <= most, f"A row of {width} elements is too wide for one program.", allowed=f"at most {most}")
+    return block
+
+
+def row_warps(block: int) -> int:
+    """Returns how many warps share a row: 16 elements a thread, two 16-byte loads of a 16-bit type; at most 16."""
+    return max(1, min(16, block // (32 * 16)))

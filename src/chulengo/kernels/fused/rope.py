@@ -1,0 +1,89 @@
+"""Rotary embedding of queries and keys in one launch. Formulas in `reference/rope.py`.
+
+One program a token: it looks its cos and sin row up once and turns all query and key heads with it. Bound by bytes:
+4 a feature in bfloat16 (read, written); the tables are 1/N of that. The backward is the same kernel with -sin.
+
+Legend: T tokens, N query heads, K key heads, H head features, P = H/2 pairs, S positions.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from chulengo.kernels.applies import need_rows
+from chulengo.kernels.fused.launch import need_float, need_launchable, row_block
+from chulengo.kernels.reference.rope import check
+
+MOST_HEADS = 32  # heads turned at once; 32 of 128 features are 16 pairs a thread
+
+
+@triton.jit
+def _turn(x_ptr, out_ptr, cos, sin, num_heads, num_pairs, stride_head, out_stride_head, HEADS: tl.constexpr,
+          PAIRS: tl.constexpr):  # fmt: skip
+    """Turns all heads of one token; a' = a cos - b sin, b' = b cos + a sin."""
+    p = tl.arange(0, PAIRS)
+    for start in range(0, num_heads, HEADS):
+        head = start + tl.arange(0, HEADS)
+        inside = (head < num_heads)[:, None] & (p < num_pairs)[None, :]
+        place = head[:, None] * stride_head + p[None, :]
+        a = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(x_ptr + place + num_pairs, mask=inside, other=0.0).to(tl.float32)
+        dtype = out_ptr.dtype.element_ty
+        out_place = head[:, None] * out_stride_head + p[None, :]
+        tl.store(out_ptr + out_place, (a * cos[None, :] - b * sin[None, :]).to(dtype), mask=inside)
+        tl.store(out_ptr + out_place + num_pairs, (b * cos[None, :] + a * sin[None, :]).to(dtype), mask=inside)
+
+
+@triton.jit
+def _rotate(q_ptr, k_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr, position_ptr, num_query_heads, num_key_heads,
+            num_pairs, stride_q, stride_q_head, stride_k, stride_k_head, stride_cos, stride_sin,
+            DIRECTION: tl.constexpr, QUERY_HEADS: tl.constexpr, KEY_HEADS: tl.constexpr,
+            PAIRS: tl.constexpr):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    position = tl.load(position_ptr + token).to(tl.int64)
+    p = tl.arange(0, PAIRS)
+    inside = p < num_pairs
+    cos = tl.load(cos_ptr + position * stride_cos + p, mask=inside, other=0.0)
+    sin = DIRECTION * tl.load(sin_ptr + position * stride_sin + p, mask=inside, other=0.0)
+    head_size = 2 * num_pairs
+    _turn(q_ptr + token * stride_q, q_out_ptr + token * num_query_heads * head_size, cos, sin, num_query_heads,
+          num_pairs, stride_q_head, head_size, QUERY_HEADS, PAIRS)  # fmt: skip
+    _turn(k_ptr + token * stride_k, k_out_ptr + token * num_key_heads * head_size, cos, sin, num_key_heads,
+          num_pairs, stride_k_head, head_size, KEY_HEADS, PAIRS)  # fmt: skip
+
+
+def _launch(q_TNH, k_TKH, cos_SP, sin_SP, position_T, direction: float) -> tuple[torch.Tensor, torch.Tensor]:
+    check(q_TNH, k_TKH, cos_SP, sin_SP, position_T)
+    need_launchable(q_TNH)
+    need_float("q", q_TNH)
+    for name, tensor in (("q", q_TNH), ("k", k_TKH), ("cos", cos_SP), ("sin", sin_SP), ("positions", position_T)):
+        need_rows(name, tensor)
+    num_tokens, num_query_heads, head_size = q_TNH.shape
+    num_key_heads = k_TKH.shape[1]
+    q_out = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
+    k_out = torch.empty(k_TKH.shape, dtype=k_TKH.dtype, device=k_TKH.device)
+    if num_tokens:
+        _rotate[(num_tokens,)](
+            q_TNH, k_TKH, q_out, k_out, cos_SP, sin_SP, position_T, num_query_heads, num_key_heads, head_size // 2,
+            q_TNH.stride(0), q_TNH.stride(1), k_TKH.stride(0), k_TKH.stride(1), cos_SP.stride(0), sin_SP.stride(0),
+            DIRECTION=direction, QUERY_HEADS=min(MOST_HEADS, triton.next_power_of_2(num_query_heads)),
+            KEY_HEADS=min(MOST_HEADS, triton.next_power_of_2(num_key_heads)), PAIRS=row_block(head_size // 2),
+            num_warps=4,
+        )  # fmt: skip
+    return q_out, k_out
+
+
+def forward(
+    q_TNH: torch.Tensor, k_TKH: torch.Tensor, cos_SP: torch.Tensor, sin_SP: torch.Tensor, position_T: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns q and k turned by their positions, in new tensors. See `reference.rope.forward`."""
+    return _launch(q_TNH, k_TKH, cos_SP, sin_SP, position_T, 1.0)
+
+
+def backward(
+    dq_TNH: torch.Tensor, dk_TKH: torch.Tensor, cos_SP: torch.Tensor, sin_SP: torch.Tensor, position_T: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the gradients turned back. See `reference.rope.backward`."""
+    return _launch(dq_TNH, dk_TKH, cos_SP, sin_SP, position_T, -1.0)

@@ -1,0 +1,105 @@
+"""Compiles every fused kernel for compute capability 9.0 on a machine without a GPU, and prints what came out.
+
+The interpreter accepts what Triton's compiler does not (types that change in a loop, shapes that are no power of
+two), and it says nothing of registers or of the width of memory accesses. A driver that only names its target is
+enough to compile; nothing is launched. Run as a script, in a process of its own: the interpreter has to be off.
+
+One JSON line a kernel: its name, the case, its PTX's widest stores, shared memory in bytes, and bytes spilled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from chulengo.kernels.fused import fp8, launch, lora_gradients, nf4, rms_norm, rope, swiglu
+from chulengo.kernels.fused import linear_cross_entropy as loss
+from chulengo.kernels.reference.nf4 import NF4Weight
+
+TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class NamesItsTarget:
+    """The part of a driver that compilation asks for."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+
+def bf16(*shape: int) -> torch.Tensor:
+    return torch.empty(*shape, dtype=torch.bfloat16)
+
+
+def weight(num_out: int, num_in: int) -> NF4Weight:
+    blocks = num_out * num_in // 64
+    eight = {"dtype": torch.uint8}
+    return NF4Weight(
+        torch.empty(num_out * num_in // 2, 1, **eight), torch.empty(blocks, **eight), torch.empty(16),
+        (num_out, num_in), 64, torch.bfloat16, torch.empty(-(-blocks // 256)), torch.empty(256), torch.empty(()),
+    )  # fmt: skip
+
+
+def spilled(cubin: bytes) -> int:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([TOOL, "--dump-resource-usage", file.name], capture_output=True, text=True).stdout
+    return max((int(n) for n in re.findall(r"STACK:(\d+)", text)), default=-1)
+
+
+def main() -> None:
+    driver.set_active(NamesItsTarget())
+    launch.interpreted = lambda: True  # tensors are on the CPU, and are never touched
+    plain_run, case = JITFunction.run, ""
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = plain_run(self, *args, grid=grid, warmup=True, **kwargs)
+        stores = re.findall(r"st\.global[\w.:]*?(v4|v2)?\.b(\d+)", kernel.asm["ptx"])
+        widest = max(int(count[1:] or 1) * int(size) // 8 if count else int(size) // 8 for count, size in stores)
+        row = {"case": case, "kernel": self.fn.__name__, "store_bytes": widest, "shared": kernel.metadata.shared}
+        print(json.dumps(row | {"spilled": spilled(kernel.asm["cubin"])}), flush=True)
+        return kernel
+
+    JITFunction.run = compile_only
+    x, row, wide, matrix = bf16(64, 4096), bf16(4096), bf16(64, 22016), weight(256, 4096)
+    gate, up = wide.chunk(2, 1)
+    adapter = {"lora_a_RI": bf16(16, 4096), "lora_b_OR": bf16(256, 16)}
+    tables = torch.empty(64, 64), torch.empty(64, 64), torch.zeros(64, dtype=torch.int64)
+    cases = {
+        "nf4": lambda: nf4.dequantize(matrix, torch.bfloat16),
+        "nf4 + adapter": lambda: nf4.dequantize(matrix, torch.bfloat16, **adapter),
+        "nf4 to fp8": lambda: nf4.dequantize_fp8(matrix, torch.ones(256, 1), torch.ones(4096, 1), **adapter),
+        "rms_norm": lambda: rms_norm.forward(x, x, row, 1e-5),
+        "rms_norm backward": lambda: rms_norm.backward(x, x, x, row, torch.empty(64), weight_gradient=True),
+        "swiglu": lambda: swiglu.forward(gate, up),
+        "swiglu backward": lambda: swiglu.backward(bf16(64, 11008), gate, up, dgate_TI=gate, dup_TI=up),
+        "rope": lambda: rope.forward(bf16(64, 32, 128), bf16(64, 8, 128), *tables),
+        "loss": lambda: loss.nll_and_gradient_(bf16(64, 32000), torch.zeros(64, dtype=torch.int64)),
+        "lora": lambda: lora_gradients.lora_gradients(x, [x], [bf16(16, 4096)], [bf16(4096, 16)], 1.0),
+        "fp8 rows": lambda: fp8.quantize_rows(x),
+        "fp8 norm": lambda: fp8.rms_norm_rows(x, x, row, 1e-5),
+        "fp8 swiglu": lambda: fp8.swiglu_rows(gate, up),
+    }
+    for case, run in cases.items():  # noqa: B007 - read by compile_only
+        run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
