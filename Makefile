@@ -22,8 +22,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda is not None)" && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[interpreter]' || true
+	if $(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda is not None)"; then \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[interpreter]'; fi
 	touch $@
 
 demo: install
