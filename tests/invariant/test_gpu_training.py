@@ -35,7 +35,7 @@ def on_gpu(folder: Path, **changes: Any) -> Any:
     [
         ({}, {}), ({}, {"batching": "packed"}), ({"attention": "eager"}, {"batching": "packed"}),
         ({"quantization": "fp4"}, {}), ({"quantization": "int8"}, {}), ({"quantization": "none"}, {}),
-        ({"quantization": "int8"}, {"batching": "packed"}), ({"compute_dtype": "float16"}, {"precision": "fp16"}),
+        ({"compute_dtype": "float16"}, {"precision": "fp16"}),
         ({"compute_dtype": "float32"}, {"precision": "float32"}), ({}, {"precision": "float32"}),
         ({}, {"optimizer": "paged_adamw_8bit"}), ({}, {"optimizer": "paged_adamw_32bit"}),
         ({}, {"optimizer": "adamw_8bit"}), ({}, {"gradient_checkpointing": True}), ({"dora": True}, {}),

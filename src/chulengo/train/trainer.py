@@ -271,9 +271,15 @@ def _check_packing(model: Any, flatten: bool) -> None:
 
     Most architectures of transformers derive a block-diagonal mask from restarting positions; some ignore positions.
     So it is tried: a row behind another must give the logits it gives behind a different one, and those it gives alone.
-    The first comparison has equal shapes and must be exact up to int8's batch-wide outliers; the second has other
-    shapes, so that rounding may differ.
+    The first comparison has equal shapes and must be exact up to rounding; the second has other shapes, so that
+    rounding may differ more. LLM.int8() is refused outright: it picks its outlier columns over all tokens of a call, so
+    rows that share a call change each other (seen on an H200).
     """
+    if getattr(base_model(model), "is_loaded_in_8bit", False):
+        raise ConfigError(
+            "int8 weights cannot be packed exactly: LLM.int8() lets the rows of a pack change each other.",
+            next_step="training.batching=group_by_length, or model.quantization=nf4",
+        )
     refuse = ConfigError(
         f"{type(base_model(model)).__name__} cannot be packed exactly: rows in one pack see each other.",
         next_step="training.batching=group_by_length",

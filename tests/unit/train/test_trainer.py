@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,11 @@ def test_encoder_decoder_cannot_be_packed(tmp_path: Path) -> None:
         train(make_model(make_t5(tmp_path / "t5")), tmp_path, make_rows(4, encoder=True), batching="packed")
 
 
+def test_int8_cannot_be_packed(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="int8 weights cannot be packed"):
+        train(make_model(llama, quantization="int8"), tmp_path, ROWS, batching="packed")
+
+
 def test_a_model_that_ignores_positions_cannot_be_packed(llama: Path, tmp_path: Path) -> None:
     model = make_model(llama)
     base = model.get_base_model()
@@ -332,6 +339,33 @@ def test_resume_with_other_settings_or_rows_is_refused(llama: Path, tmp_path: Pa
 def test_nothing_to_resume(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no whole checkpoint"):
         train(make_model(llama), tmp_path, ROWS, resume=True)
+
+
+@pytest.mark.parametrize("left", [2_000, 60_000, 120_000])
+def test_a_disk_that_fills_up_in_mid_save_costs_nothing(llama: Path, tmp_path: Path, left: int) -> None:
+    # where it fills up decides which library notices: safetensors, torch or Python
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        model = make_model(llama, dropout=0.1)
+
+        def fill(row: dict[str, Any]) -> None:
+            if row["step"] == 9:
+                (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - left))
+
+        with pytest.raises(TrainingError, match="disk is full") as caught:
+            train(model, disk / "run", ROWS, sinks=[fill])
+        assert "checkpoint-6 is untouched" in str(caught.value)
+        assert [p.name for p in (disk / "run" / "checkpoints").iterdir()] == ["checkpoint-6"]
+        (disk / "ballast").unlink()
+        model = make_model(llama, dropout=0.1)
+        outcome, _ = train(model, disk / "run", ROWS, resume=True)
+        assert outcome.steps == 12
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # the failed writer may still hold a file
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
