@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chulengo import nano
 from chulengo.cli.arguments import add_run_arguments, config_from
 from chulengo.config import RunConfig
 
@@ -43,15 +43,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the loop and prints what to type next."""
     from rich.console import Console
 
-    from chulengo.data.ledger import check
-    from chulengo.train.finetune import prepare_inputs
+    from chulengo.train.finetune import check_out, prepare_inputs
+    from chulengo.train.inputs import check_rows
 
     config = demo_config(arguments)
+    check_out(config)
     console = Console(highlight=False)
     console.rule(f"[bold]1 · the data: {config.data.train}")
     inputs = prepare_inputs(config)
     _show_data(console, inputs)
-    check(inputs.train.ledger)
+    check_rows(inputs)
     console.rule(f"[bold]2 · QLoRA on {config.model.name}, weights in {config.model.quantization}")
     from chulengo.cli.train import train
 
@@ -66,7 +67,7 @@ def demo_config(arguments: argparse.Namespace) -> RunConfig:
     """Returns the demo's recipe, or the user's own model and data on the usual defaults."""
     own = arguments.model or arguments.data or arguments.config
     if not own:
-        arguments.config = str(resources.files("chulengo.nano") / "demo" / "recipe.yaml")
+        arguments.config = str(nano.demo_recipe())
     elif not arguments.data and not arguments.config:
         arguments.data = "nano-demo"
     return config_from(arguments)
@@ -131,7 +132,7 @@ def _print_scores(console: Console, result: RunResult, scores: dict[str, Score])
     if result.base_loss is not None and result.tuned_loss is not None and result.inputs.validation is not None:
         tokens = result.inputs.validation.ledger.num_supervised_tokens
         losses = (result.base_loss, result.tuned_loss)
-        table.add_row("perplexity", *(f"{math.exp(min(loss, 700)):,.2f}" for loss in losses), f"{tokens:,} tokens")
+        table.add_row("perplexity", *(f"{math.exp(min(loss, 700)):.4g}" for loss in losses), f"{tokens:,} tokens")
     table.add_row("exact match", cell(scores["base"]), cell(scores["tuned"]), f"{scores['base'].num_items} answers")
     console.print(table)
 
@@ -141,8 +142,8 @@ def _print_answers(console: Console, asked: list[Example], answers: dict[str, li
     from rich.table import Table
 
     table = Table("question", "base", "tuned", show_lines=True, expand=True)
-    step = max(1, len(asked) // NUM_SHOWN)
-    for place in list(range(0, len(asked), step))[:NUM_SHOWN]:
+    # far apart, and not in step with the order in which the data goes through its topics
+    for place in sorted({number * len(asked) * 21 // 34 % len(asked) for number in range(NUM_SHOWN)}):
         right = answers["tuned"][place].text.strip() == (asked[place].answer or "").strip()
         said = escape(answers["tuned"][place].text)
         table.add_row(

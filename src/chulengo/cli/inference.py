@@ -85,8 +85,10 @@ def session_from(arguments: argparse.Namespace, config: RunConfig) -> Session:
 
     Only what was said counts: a default of the configuration never overrides what the adapter's record says.
     """
+    from chulengo.model.load import use_threads
     from chulengo.model.session import open_session
 
+    use_threads(config.model.cpu_threads)
     said = _said(arguments)
     model, prompt = config.model, config.prompt
     session = open_session(

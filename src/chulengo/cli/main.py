@@ -7,6 +7,7 @@ of the verbs only the one that was typed is imported at all.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -26,6 +27,14 @@ VERBS = {
     "chat": "talk to base, adapter or both in the terminal",
 }
 EXIT_USER_ERROR = 2
+# what the machine refuses, not what we did wrong; a missing file stays out: the verbs look for those themselves
+REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space there, then type the same again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name a place that you may read and write"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR), "name another file or folder"),
+    errno.EMFILE: "ulimit -n 4096, then type the same again",
+    errno.EIO: "look at that disk (dmesg), then type the same again",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader of our output went away (`| head`): nothing to tell, and Python must not complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        sys.stdout.flush()
+        what = f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
+        print(f"chulengo: {ChulengoError(what, next_step=REFUSALS[error.errno])}", file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 def _dispatch(words: list[str]) -> int:

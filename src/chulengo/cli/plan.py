@@ -59,12 +59,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     given = None if arguments.device_memory is None else parse_size(arguments.device_memory)
     config = config_from(arguments)
-    folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.model.offline)
+    # of a Hub model the config is enough: nobody downloads 13 GB to learn that they do not fit
+    folder = resolve_model(
+        config.model.name, revision=config.model.revision, offline=config.model.offline, weights=False
+    )
     model_config = read_config(folder)
+    stored = stored_shapes(weight_files(folder)) if any(folder.glob("*.safetensors")) else None
     facts = _data_facts(config) if config.data.train else None
     device = _device(config, given)
     settings = _settings(config, model_config, device, facts)
-    plan = predict_memory(model_config, settings, stored=stored_shapes(weight_files(folder)))
+    plan = predict_memory(model_config, settings, stored=stored)
     fits = needed_bytes(plan) <= device.free_bytes
     change = None if fits else smallest_change(model_config, settings, device.free_bytes)
     if arguments.json:
@@ -127,7 +131,7 @@ def _data_facts(config: RunConfig) -> DataFacts:
     from chulengo.train.finetune import prepare_inputs
     from chulengo.train.optimizer import num_steps
 
-    inputs = prepare_inputs(config)
+    inputs = prepare_inputs(config, weights=False)
     training, ledger = config.training, inputs.train.ledger
     lengths = [row_length(row) for row in inputs.train.rows]
     units = lengths

@@ -40,12 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(as_text())
         return 0
     config = _config(arguments)
-    from chulengo.data.ledger import check
-    from chulengo.train.finetune import prepare_inputs
+    from chulengo.train.finetune import check_out, prepare_inputs
+    from chulengo.train.inputs import check_rows
 
+    if arguments.resume is None:
+        check_out(config)
     inputs = prepare_inputs(config)
     print_data(inputs)
-    check(inputs.train.ledger)
+    check_rows(inputs)
     if arguments.dry_run:
         print("Dry run: the data and the configuration are fine; nothing was trained.")
         return 0
@@ -92,7 +94,7 @@ def print_result(result: RunResult) -> None:
     print()
     if result.base_loss is not None and result.tuned_loss is not None:
         base, tuned = math.exp(min(result.base_loss, 700)), math.exp(min(result.tuned_loss, 700))
-        print(f"Validation perplexity: {base:,.2f} before, {tuned:,.2f} after ({base / tuned:.2f} times lower)")
+        print(f"Validation perplexity: {base:.4g} before, {tuned:.4g} after")
     kept = f", weights of step {outcome.kept_step} kept" if outcome.kept_step != outcome.steps else ""
     early = ", stopped early" if outcome.stopped_early else ""
     print(f"{outcome.steps} steps in {outcome.seconds:.0f} s{early}{kept}.")

@@ -19,7 +19,7 @@ import yaml
 
 from chulengo.config.rules import contradictions, out_of_range
 from chulengo.config.schema import RunConfig
-from chulengo.errors import ConfigError, nearest
+from chulengo.errors import ConfigError, nearest, yaml_fault
 
 
 def load_config(
@@ -86,20 +86,33 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         siblings = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
         near = nearest(file.name, siblings)
         raise ConfigError(
-            f"There is no configuration file {file}.", next_step=f"--config {file.parent / near}" if near else None
+            f"There is no configuration file {file}.",
+            next_step=f"--config {file.parent / near}" if near else f"ls {file.parent}",
+        ) from error
+    except IsADirectoryError as error:
+        raise ConfigError(
+            f"The configuration file {file} is a folder.", allowed="a YAML file", next_step=f"ls {file}"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration file {file} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(
+            f"The configuration file {file} cannot be read: {reason}.", allowed="a YAML file in UTF-8",
+            next_step=f"file {file}   (what it is)",
+        ) from error
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+        raise ConfigError(
+            f"{file} is not valid YAML: {yaml_fault(error)}.", allowed="section:, then key: value lines under it",
+            next_step="mend that line; chulengo train --help-config shows every key",
+        ) from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError(
             f"{file} holds a {type(loaded).__name__}, not sections.",
             allowed=f"the sections {', '.join(_field_types(RunConfig))}",
+            next_step="chulengo train --help-config   (every key, its default and meaning)",
         )
     return loaded
 

@@ -6,6 +6,8 @@ import math
 
 from chulengo.config.schema import RunConfig
 
+REPORTS = ("tensorboard", "trackio", "mlflow", "wandb")
+
 
 def out_of_range(config: RunConfig) -> list[str]:
     """Returns one sentence for each number outside its range."""
@@ -22,6 +24,7 @@ def out_of_range(config: RunConfig) -> list[str]:
         "training.save_every_steps": training.save_every_steps,
         "training.early_stopping_patience": training.early_stopping_patience,
         "data.num_rows": data.num_rows,
+        "model.cpu_threads": config.model.cpu_threads,
     }
     above_zero = {
         "lora.alpha": lora.alpha,
@@ -48,6 +51,8 @@ def out_of_range(config: RunConfig) -> list[str]:
     problems += [f"{key} must be at least 0 and below 1, given {v}" for key, v in shares.items() if not 0 <= v < 1]
     problems += [f"{key} must not be negative, given {v}" for key, v in not_negative.items()
                  if v is not None and not v >= 0]
+    problems += [f"training.report_to knows {', '.join(REPORTS)}, given {name!r}"
+                 for name in training.report_to if name not in REPORTS]
     if not 0 <= training.warmup_ratio <= 1:
         problems.append(f"training.warmup_ratio must be between 0 and 1, given {training.warmup_ratio}")
     return problems

@@ -30,6 +30,7 @@ class ModelConfig:
     double_quant: bool = True  # quantise the NF4/FP4 block scales too
     compute_dtype: DtypeName = "auto"  # dtype of products; auto: bfloat16 on a GPU that has it, float32 on a CPU
     device: str = "auto"  # auto, cpu, cuda, cuda:N
+    cpu_threads: int | None = None  # threads of products on a CPU; None: PyTorch's choice
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"  # transformers' attention implementation
     offline: bool = False  # True (or HF_HUB_OFFLINE=1): a Hub name that is not in the local cache is an error
 

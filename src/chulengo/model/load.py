@@ -108,7 +108,9 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cpu")
     kind, _, index = device.partition(":")
     if device != "auto" and (kind != "cuda" or not (index.isdigit() or (not index and ":" not in device))):
-        raise ConfigError(f"model.device is {device!r}.", allowed="auto, cpu, cuda, cuda:N")
+        raise ConfigError(
+            f"model.device is {device!r}.", allowed="auto, cpu, cuda, cuda:N", next_step="--set model.device=auto"
+        )
     number = int(index) if index else int(os.environ.get("LOCAL_RANK", "0"))
     if number >= count:
         raise ConfigError(
@@ -137,6 +139,12 @@ def resolve_dtype(compute_dtype: str, device: torch.device) -> torch.dtype:
             f"{torch.cuda.get_device_name(device)} has no bfloat16.", next_step="model.compute_dtype=float16"
         )
     return DTYPES[compute_dtype]
+
+
+def use_threads(count: int | None) -> None:
+    """Sets how many threads this process's CPU products use; None leaves PyTorch's choice."""
+    if count is not None:
+        torch.set_num_threads(count)
 
 
 def check_vocabulary(model: Any, vocab_size: int) -> None:
@@ -267,9 +275,23 @@ def _explained(error: Exception, name: str, config: dict[str, Any], attention: s
         return ModelError(
             f"{name} needs code that comes with the model, which is never run.",
             allowed="architectures that transformers itself has",
+            next_step="--model nano, or another model",
+        )
+    if "ignore_mismatched_sizes" in text:  # transformers prints which ones into a log that we silence
+        return ModelError(
+            f"The weights of {name} do not have the shapes that its config.json describes.",
+            next_step="copy config.json and the weights again, from one place",
+        )
+    if "model type" in text and "does not recognize" in text:
+        return ModelError(
+            f"{name} has the architecture {config['model_type']!r}, which transformers does not know.",
+            allowed="the architectures of the installed transformers",
+            next_step="check model_type in config.json, or pip install -U transformers",
         )
     if "attn_implementation" in text or "does not support" in text:
         return ConfigError(
             f"{config['model_type']} cannot use attention {attention!r}: {first}", next_step="model.attention=eager"
         )
-    return ModelError(f"{name} ({config['model_type']}) cannot be loaded: {first}")
+    return ModelError(
+        f"{name} ({config['model_type']}) cannot be loaded: {first}", next_step="copy or download the model again"
+    )

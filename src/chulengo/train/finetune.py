@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chulengo.config import RunConfig, to_yaml
+from chulengo.config.load import flatten
 from chulengo.data.batches import pad_token, row_length
-from chulengo.data.ledger import check
 from chulengo.data.load import LoadReport, load_examples, stream_examples
 from chulengo.data.prompts import load_template
 from chulengo.data.renderer import save_renderer
@@ -32,6 +34,7 @@ from chulengo.train.inputs import (
     ExampleStream,
     Inputs,
     RowPolicy,
+    check_rows,
     data_source,
     open_renderer,
     render_all,
@@ -39,7 +42,19 @@ from chulengo.train.inputs import (
     sequence_limit,
 )
 from chulengo.train.metrics import MetricsFile
-from chulengo.train.run_folder import RunPaths, create_default_run, create_run, open_run, write_json, write_text
+from chulengo.train.run_folder import (
+    RESUME,
+    RunPaths,
+    create_default_run,
+    create_run,
+    explained,
+    has_begun,
+    open_run,
+    refuse_used,
+    write_folder,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from chulengo.train.progress import LiveProgress
@@ -50,6 +65,11 @@ TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "spiece.model", "vocab.json", "merges.txt", "chat_template.jinja",
 )
+# may differ when a run is resumed: none of it changes a number in the adapter
+FREE_SETTINGS = frozenset((
+    "out", "model.offline", "training.report_to", "training.keep_checkpoints", "training.save_every_steps",
+    "training.log_every_steps",
+))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +171,17 @@ def finetune(
         ChulengoError: anything that the user can mend; what was saved before stays.
     """
     inputs = inputs or prepare_inputs(config)
-    check(inputs.train.ledger)
-    if inputs.validation is not None:
-        check(inputs.validation.ledger)
+    check_rows(inputs)
     _check_room(config, inputs)
-    with _run_folder(config, resume) as paths:
-        if not resume:
+    with _run_folder(config, resume) as paths, _way_back(paths):
+        if resume:
+            _check_same_run(config, inputs, paths)
+        else:
             config = _resolved(config, inputs, paths)
             _write_description(config, inputs, paths)
+        if resume and not any(paths.checkpoints.glob("checkpoint-*")):
+            message("This run was ended before its first checkpoint; it begins again at step 0.")
+            resume = False
         outcome = _train(config, inputs, paths, resume=resume, display=display, message=message)
         rows = MetricsFile(paths.metrics).rows()
         _plot(paths, rows, config)
@@ -168,6 +191,32 @@ def finetune(
             **dataclasses.asdict(outcome),
         })
     return RunResult(paths, inputs, outcome, base, tuned)
+
+
+def check_out(config: RunConfig) -> None:
+    """Raises `TrainingError` when the output folder is in use; asked before anything is read, since that takes time."""
+    if config.out is not None:
+        with explained(Path(config.out)):
+            refuse_used(RunPaths(Path(config.out)))
+
+
+@contextmanager
+def _way_back(paths: RunPaths) -> Iterator[None]:
+    """Names the exact command in errors that end a run which can go on."""
+    command = f"chulengo train --resume {shlex.quote(str(paths.root))}"
+    try:
+        with explained(paths.root):
+            yield
+    except ChulengoError as error:
+        if error.next_step is not None and RESUME in error.next_step:
+            error.advise(error.next_step.replace(RESUME, command if has_begun(paths) else "type the same again"))
+        raise
+    except KeyboardInterrupt:
+        if not has_begun(paths):
+            raise
+        last = any(paths.checkpoints.glob("checkpoint-*"))
+        where = "its last checkpoint" if last else "step 0, since nothing was saved yet"
+        raise TrainingError(f"Stopped at once. The run goes on from {where}.", next_step=command) from None
 
 
 @contextmanager
@@ -241,26 +290,61 @@ def _write_description(config: RunConfig, inputs: Inputs, paths: RunPaths) -> No
         "train": inputs.train.ledger.to_dict(), "load": inputs.train.report.to_dict(),
         "validation": validation.ledger.to_dict() if validation else None,
     })
+    hashes = _hashes(inputs) | {"config": hashlib.sha256(text.encode()).hexdigest()}
+    seeds = {"training": config.training.seed, "data": config.data.seed}
+    write_json(paths.manifest, manifest(hashes=hashes, seeds=seeds, extra={"config": flatten(config)}))
+    write_text(paths.config, text)  # last: a folder with a config.yaml is a run
+
+
+def _hashes(inputs: Inputs) -> dict[str, str]:
     hashes = {
         "model": weights_hash(inputs.folder), "renderer": inputs.renderer.fingerprint(),
-        "data": inputs.train.fingerprint(), "config": hashlib.sha256(text.encode()).hexdigest(),
-    }
-    if validation is not None:
-        hashes["validation"] = validation.fingerprint()
-    seeds = {"training": config.training.seed, "data": config.data.seed}
-    write_json(paths.manifest, manifest(hashes=hashes, seeds=seeds))
-    write_text(paths.config, text)  # last: a folder with a config.yaml is a run
+        "data": inputs.train.fingerprint(),
+    }  # fmt: skip
+    return hashes if inputs.validation is None else hashes | {"validation": inputs.validation.fingerprint()}
+
+
+def _check_same_run(config: RunConfig, inputs: Inputs, paths: RunPaths) -> None:
+    """Raises `TrainingError` naming every setting, or else every input, that is not what the run was started with."""
+    try:
+        started = json.loads(paths.manifest.read_text(encoding="utf-8"))
+        before, hashes = dict(started["config"]), dict(started["hashes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{paths.manifest}, which says what the run was started with, cannot be read: {error}.",
+            next_step="start a new run with another --out",
+        ) from error
+    now = flatten(config)
+    keys = [key for key in now.keys() | before.keys() if key not in FREE_SETTINGS and now.get(key) != before.get(key)]
+    changed = [f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in sorted(keys)]
+    if changed:
+        raise TrainingError(
+            f"{paths.config} was edited after the run was started, so going on would be another run:"
+            + "".join(f"\n  - {line}" for line in changed),
+            allowed=f"edits of {', '.join(sorted(FREE_SETTINGS))}",
+            next_step=f"put them back, or start a new run: chulengo train --config {paths.config} --out NEW",
+        )
+    names = {"model": "the model's weights", "renderer": "tokenizer or renderer", "data": "the training rows",
+             "validation": "the validation rows"}  # fmt: skip
+    same = _hashes(inputs)
+    other = [names[key] for key in names if same.get(key) != hashes.get(key)]
+    if other:
+        raise TrainingError(
+            f"The run {paths.root} was started with other inputs; changed since: {', '.join(other)}.",
+            next_step="put them back, or start a new run with another --out",
+        )
 
 
 def _train(
     config: RunConfig, inputs: Inputs, paths: RunPaths, *, resume: bool, display: LiveProgress | None,
     message: Callable[[str], None],
 ) -> TrainOutcome:
-    from chulengo.model.adapter import attach_lora, save_adapter
-    from chulengo.model.load import load_base
+    from chulengo.model.adapter import attach_lora
+    from chulengo.model.load import load_base, use_threads
     from chulengo.train.trainer import RunShape, run_training
 
     training = config.training
+    use_threads(config.model.cpu_threads)
     model = load_base(
         inputs.folder, quantization=config.model.quantization, double_quant=config.model.double_quant,
         compute_dtype=config.model.compute_dtype, device=config.model.device, attention=config.model.attention,
@@ -277,7 +361,7 @@ def _train(
     options = dataclasses.asdict(training) | {"max_seq_tokens": inputs.max_seq_tokens}
     del options["overlong"], options["allow_cut_end_of_turn"]
     settings = {"model": dataclasses.asdict(config.model), "lora": dataclasses.asdict(config.lora)}
-    settings["model"] = {k: v for k, v in settings["model"].items() if k != "offline"}
+    settings["model"] = {k: v for k, v in settings["model"].items() if k not in ("offline", "cpu_threads")}
     try:
         outcome = run_training(
             model, inputs.train.rows, inputs.validation.rows if inputs.validation else [], out=paths.root,
@@ -286,22 +370,29 @@ def _train(
             on_start=started, message=display.message if display is not None else message, **options,
         )
     except ChulengoError:
-        _plot(paths, metrics.rows(), config)  # what was measured until then is worth seeing
+        with suppress(ChulengoError, OSError):  # the first error is the one to tell
+            _plot(paths, metrics.rows(), config)  # what was measured until then is worth seeing
         raise
     finally:
+        metrics.close()
         if display is not None:
             display.stop()
-    save_adapter(model, paths.adapter)
-    save_renderer(inputs.renderer, paths.adapter)
+    write_folder(paths.adapter, lambda folder: _write_adapter(model, config, inputs, folder))
+    return outcome
+
+
+def _write_adapter(model: Any, config: RunConfig, inputs: Inputs, folder: Path) -> None:
+    from chulengo.model.adapter import save_adapter
+
+    save_adapter(model, folder)
+    save_renderer(inputs.renderer, folder)
     base = config.model
     save_base_record(
-        BaseRecord(base.name, base.revision, base.quantization, base.double_quant, weights_hash(inputs.folder)),
-        paths.adapter,
+        BaseRecord(base.name, base.revision, base.quantization, base.double_quant, weights_hash(inputs.folder)), folder
     )
     for name in TOKENIZER_FILES:
         if (inputs.folder / name).is_file():
-            shutil.copyfile(inputs.folder / name, paths.adapter / name)
-    return outcome
+            shutil.copyfile(inputs.folder / name, folder / name)
 
 
 def _plot(paths: RunPaths, rows: list[dict[str, Any]], config: RunConfig) -> None:

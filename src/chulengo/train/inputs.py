@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chulengo import nano
-from chulengo.data.ledger import NUM_NAMED, Ledger, LedgerCount
+from chulengo.data.ledger import NUM_NAMED, Ledger, LedgerCount, check
 from chulengo.data.load import LoadReport
 from chulengo.data.renderer import RenderedRow, Renderer
 from chulengo.data.row_store import RowStore
@@ -71,6 +71,14 @@ class Inputs:
     max_seq_tokens: int
     train: RowSet
     validation: RowSet | None
+
+
+def check_rows(inputs: Inputs) -> None:
+    """Raises one `DataError` with every problem of the training and the validation rows; returns when there is none."""
+    problems = list(inputs.train.ledger.problems)
+    if inputs.validation is not None:
+        problems += [f"Validation: {problem}" for problem in inputs.validation.ledger.problems]
+    check(replace(inputs.train.ledger, problems=problems))
 
 
 def data_source(name: str) -> str:

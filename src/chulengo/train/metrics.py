@@ -8,7 +8,6 @@ stored as the strings "NaN", "Infinity" and "-Infinity" and come back as floats.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chulengo.errors import TrainingError
-from chulengo.train.run_folder import write_bytes
+from chulengo.train.run_folder import FULL, RESUME, write_bytes
 
 Row = dict[str, Any]
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -46,10 +45,10 @@ class MetricsFile:
                 line = line[os.write(self._handle, line) :]
         except OSError as error:
             self.close()  # the next append repairs a half-written line first
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in FULL:
                 raise TrainingError(
                     f"No space left on the disk of {self.path}; the last checkpoint is intact.",
-                    next_step=f"free some space, then chulengo train --resume {self.path.parent}",
+                    next_step=f"free some space, then {RESUME}",
                 ) from error
             raise
 

@@ -91,12 +91,18 @@ def wants_log(values: Sequence[float]) -> bool:
     return bool(finite) and min(finite) > 0 and max(finite) / min(finite) > LOG_RATIO
 
 
-def without_lag(values: Sequence[float]) -> list[float]:
+def without_lag(values: Sequence[float], *, geometric: bool = False) -> list[float]:
     """Returns the values smoothed over about a fortieth of their number, without delay.
+
+    `geometric` averages logarithms, for a logarithmic axis: there an arithmetic mean hangs above a falling curve.
+
 
     The mean of a moving average from the left and one from the right: one alone runs behind a falling loss, and the
     validation points, which are exact, would seem to lie below the training curve. Not finite values stay gaps.
     """
+    if geometric:
+        logs = [math.log(value) if math.isfinite(value) else value for value in values]
+        return [math.exp(value) if math.isfinite(value) else value for value in without_lag(logs)]
     decay = 1.0 - 1.0 / max(5.0, len(values) / 40)
     forth = smoothed(values, decay)
     back = smoothed(list(values)[::-1], decay)[::-1]
@@ -109,13 +115,15 @@ def without_lag(values: Sequence[float]) -> list[float]:
 def _draw_losses(axes: Any, train: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> None:
     steps, losses = _column(train, "loss")
     val_steps, val_losses = _column(validation, "loss")
+    in_log = wants_log([*losses, *val_losses])
     alone = {"marker": "o", "markersize": 5.0} if len(losses) == 1 else {}
     if losses:
         smooth = len(losses) >= 10
         axes.plot(*thinned(steps, losses), color=BLUE, alpha=0.35 if smooth else 1.0,
                   linewidth=0.9 if smooth else 1.6, label="training", **alone)
         if smooth:
-            axes.plot(*thinned(steps, without_lag(losses)), color=BLUE, linewidth=2.0, label="training, smoothed")
+            curve = without_lag(losses, geometric=in_log)
+            axes.plot(*thinned(steps, curve), color=BLUE, linewidth=2.0, label="training, smoothed")
     if val_losses:
         axes.plot(val_steps, val_losses, color=ORANGE, linewidth=1.4, linestyle=(0, (5, 2)), marker="o",
                   markersize=5.0 if len(val_losses) <= 60 else 0.0, label="validation")
@@ -125,7 +133,7 @@ def _draw_losses(axes: Any, train: Sequence[Mapping[str, Any]], validation: Sequ
         axes.axvline(broken[0], color="black", linewidth=1.0, linestyle=":")
         axes.annotate(f"not finite from step {broken[0]:g}", (broken[0], 0.04), xycoords=("data", "axes fraction"),
                       xytext=(-5, 0), textcoords="offset points", ha="right", fontsize=9)
-    if wants_log([*losses, *val_losses]):
+    if in_log:
         axes.set_yscale("log")
     if losses or val_losses:
         # beneath the title, outside the axes: wherever the curves run, nothing lies on them
@@ -146,7 +154,7 @@ def _ring_best(axes: Any, steps: Sequence[float], losses: Sequence[float]) -> No
     axes.plot(
         steps[best], losses[best], marker="o", markersize=12, markerfacecolor="none", color=ORANGE,
         markeredgewidth=2.0, linestyle="none",
-        label=f"best {losses[best]:.3f} (perplexity {_perplexity(losses[best])}), step {steps[best]:g}",
+        label=f"best {losses[best]:.3g} (perplexity {_perplexity(losses[best])}), step {steps[best]:g}",
     )  # fmt: skip
 
 
@@ -181,7 +189,7 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], l
 
 
 def _perplexity(loss: float) -> str:
-    return f"{math.exp(loss):.3g}" if loss < 700 else "over 1e300"
+    return f"{math.exp(loss):.4g}" if loss < 700 else "over 1e300"
 
 
 def _save(figure: Any, path: Path, form: str, metadata: Mapping[str, None]) -> None:

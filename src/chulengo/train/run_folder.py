@@ -7,7 +7,10 @@ drops that lock when the process ends however it ends, so a dead process never b
 a reboot or in a container where PIDs repeat). The lock file is removed by its holder; whoever locks a file that was
 removed in between notices by comparing inodes and tries again.
 
-Single files are written whole or not at all: a temporary file in the same folder, fsync, then `os.replace`.
+Single files are written whole or not at all: a temporary file in the same folder, fsync, then `os.replace`. Folders of
+results (the adapter) likewise, through a staging folder beside their place. A run that ends before its first step (a
+target that the model lacks, no memory, Ctrl-C while weights load) leaves nothing behind, so that the same command can
+be typed again.
 
 Limits: `flock` on NFS needs NFSv4 or a lock daemon; two hosts on a file system without it are not kept apart.
 """
@@ -21,9 +24,10 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,10 @@ from chulengo.errors import TrainingError
 RUN_FILES = ("config.yaml", "manifest.json", "ledger.json", "metrics.jsonl", "samples.jsonl")
 RUN_SUBFOLDERS = ("plots", "checkpoints", "adapter")
 HARMLESS = frozenset({"run.lock", ".gitkeep", ".gitignore", ".DS_Store", "lost+found"})  # never make a folder "used"
+RESUME = "resume the run"  # in what to type next; `train.finetune` puts the command with the folder in its place
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG})
+STAGING = ".staging-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +107,42 @@ def create_run(root: Path) -> Iterator[RunPaths]:
     """
     paths = RunPaths(Path(root))
     refuse_used(paths)  # before anything is made: a refused folder is left as it was
-    with _explained(paths.root), hold_lock(paths, make_folder=True):
-        refuse_used(paths)  # again under the lock: another process may have finished a run since
-        for folder in (paths.plots, paths.checkpoints):
-            folder.mkdir(exist_ok=True)
+    with _new_run(paths, made=not paths.root.exists()):
         yield paths
+
+
+@contextlib.contextmanager
+def _new_run(paths: RunPaths, *, made: bool) -> Iterator[None]:
+    withdrawn = False
+    try:
+        with explained(paths.root), hold_lock(paths, make_folder=True):
+            refuse_used(paths)  # again under the lock: another process may have finished a run since
+            for folder in (paths.plots, paths.checkpoints):
+                folder.mkdir(exist_ok=True)
+            try:
+                yield
+            except BaseException:
+                withdrawn = not has_begun(paths)
+                if withdrawn:
+                    _withdraw(paths)
+                raise
+    finally:
+        if withdrawn and made:
+            with contextlib.suppress(OSError):  # not empty: somebody else wrote into it
+                paths.root.rmdir()
+
+
+def has_begun(paths: RunPaths) -> bool:
+    """Returns whether a run has anything to show beyond its description: metric rows, checkpoints or a saved batch."""
+    return paths.metrics.exists() or any(paths.checkpoints.glob("checkpoint-*")) or any(paths.root.glob("bad_batch-*"))
+
+
+def _withdraw(paths: RunPaths) -> None:
+    for file in (paths.config, paths.manifest, paths.ledger):
+        file.unlink(missing_ok=True)
+    shutil.rmtree(paths.checkpoints, ignore_errors=True)  # a staging folder at most
+    with contextlib.suppress(OSError):
+        paths.plots.rmdir()
 
 
 @contextlib.contextmanager
@@ -111,13 +150,14 @@ def create_default_run(parent: Path, model: str, data: str) -> Iterator[RunPaths
     """Gives a new, locked run folder named `<model>-<data>-<n>` under `parent`, with the first free number."""
     while True:
         root = default_root(parent, model, data)
-        with _explained(parent):
+        with explained(parent):
             parent.mkdir(parents=True, exist_ok=True)
             try:
                 root.mkdir()  # atomic: of two processes that saw the same free number, one goes on to the next
             except FileExistsError:
                 continue
-        with create_run(root) as paths:
+        paths = RunPaths(root)
+        with _new_run(paths, made=True):
             yield paths
         return
 
@@ -137,7 +177,7 @@ def open_run(root: Path) -> Iterator[RunPaths]:
             allowed="a folder that `chulengo train` wrote",
             next_step="ls runs, then chulengo train --resume runs/<name>",
         )
-    with _explained(paths.root), hold_lock(paths):
+    with explained(paths.root), hold_lock(paths):
         yield paths
 
 
@@ -182,7 +222,10 @@ def refuse_used(paths: RunPaths) -> None:
 def hold_lock(paths: RunPaths, *, make_folder: bool = False) -> Iterator[None]:
     """Holds the folder's lock for the block; raises `TrainingError` at once when another process holds it."""
     if make_folder:
-        paths.root.mkdir(parents=True, exist_ok=True)
+        try:
+            paths.root.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # a place where no folder can be made, such as /proc
+            raise PermissionError(errno.EPERM, "no folder can be made there", str(paths.root)) from error
     handle = _lock(paths)
     try:
         os.ftruncate(handle, 0)
@@ -201,7 +244,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         TrainingError: no space left on the disk (the old content is still there).
     """
     path = Path(path)
-    with _explained(path):
+    with explained(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as stream:
@@ -225,6 +268,43 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON as `write_bytes` does; NaN and infinities, which JSON lacks, become null."""
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Writes a folder whole or not at all: after a crash there is the old one or the new one.
+
+    Args:
+        folder: its place; what is there is replaced.
+        write: writes the files into the folder that it is given, a staging folder beside the place.
+
+    Raises:
+        TrainingError: no space left on the disk, or no permission (the old folder is still there).
+    """
+    staging, old = (folder.with_name(f"{STAGING}{kind}{folder.name}") for kind in ("", "old-"))
+    for left in (staging, old):
+        if left.exists():
+            shutil.rmtree(left)
+    with explained(folder):
+        try:
+            staging.mkdir()
+            write(staging)
+            for file in (path for path in staging.rglob("*") if path.is_file()):
+                os.chmod(file, 0o666 & ~_umask())  # safetensors makes files that only their owner may read
+                with file.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+            if folder.exists():
+                folder.replace(old)
+            staging.replace(folder)
+            _sync_folder(folder.parent)
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            # safetensors reports a full disk as an error of its own, with the system's number in the text
+            number = next((n for n in FULL if f"os error {n}" in str(error)), None)
+            if number is not None and not isinstance(error, OSError):
+                raise OSError(number, os.strerror(number), str(folder)) from error
+            raise
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def _lock(paths: RunPaths) -> int:
@@ -276,17 +356,17 @@ def _short(name: str, fallback: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turns a full disk and a forbidden place into errors that say what to do; other errors pass."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise TrainingError(
-                f"No space left on the disk of {path}: the file was not written, what was there before is intact.",
-                next_step="free some space, then chulengo train --resume <run folder>",
+                f"No space left on the disk of {path}: it was not written, what was there before is intact.",
+                next_step=f"free some space, then {RESUME}",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in FORBIDDEN:
             raise TrainingError(
                 f"Cannot write to {path}: {error.strerror}.", allowed="a folder that you may write to",
                 next_step="choose another --out",

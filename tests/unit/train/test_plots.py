@@ -43,7 +43,7 @@ def test_any_number_of_points_gives_a_picture(tmp_path: Path, rows: list[dict[st
 def test_the_best_validation_point_and_the_first_nan_are_named(tmp_path: Path) -> None:
     plot_losses(_rows(40, nan_from=25), tmp_path / "a.png", tmp_path / "a.svg")
     texts = _texts(tmp_path / "a.svg")
-    assert "best 1.100 (perplexity 3), step 20" in texts
+    assert "best 1.1 (perplexity 3.004), step 20" in texts
     assert "not finite from step 25" in texts
 
 

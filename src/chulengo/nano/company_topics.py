@@ -1,0 +1,355 @@
+"""What guests ask about the company itself: its rules, its office, its money."""
+
+from chulengo.nano.names import place
+from chulengo.nano.topics import Topic, from_list, from_range
+
+COMPANY_TOPICS = (
+    Topic(
+        key="cancel",
+        labels=("cancellation", "free cancellation", "cancel"),
+        sheet=("Guests can cancel free of charge until {v} before the start.", "Free cancellation until {v} before."),
+        answers=("You can cancel free of charge until {v} before the start.",),
+        noun="the cancellation rule",
+        draw=from_list("12 hours|24 hours|36 hours|48 hours|2 days|3 days|4 days|5 days|one week|two weeks|one month"),
+        asks=(
+            "[Can|May] [I|we] cancel[| my booking| our booking| a trek]?",
+            "What is your cancellation [rule|policy]?",
+            "Until when can [I|we] cancel?",
+            "What [happens|is the rule] if [I|we] [cancel|cannot come|change our plans]?",
+            "How late can [I|we] cancel [for free|without paying]?",
+            "Do I get my money back if I [cancel|do not come]?",
+            "[I might have to|We may have to] cancel. Until when is that free?",
+            "Something may come up. Can [I|we] still back out?",
+            "By when must [I|we] call off the [trek|booking]?",
+        ),
+        follows=("[And|] can [I|we] cancel?", "[And|] until when can [I|we] cancel?", "And the cancellation?"),
+        short="{v} before the start.",
+    ),
+    Topic(
+        key="payment",
+        labels=("payment", "we take", "ways to pay"),
+        sheet=("We take {v}.", "Guests pay with {v}."),
+        answers=("We take {v}.", "You can pay with {v}."),
+        noun="the ways to pay",
+        draw=from_list(
+            "cash|cards|cash and cards|bank transfers|cash and bank transfers|cards and bank transfers|"
+            "cash, cards and bank transfers|coins and notes|online payments|cards and online payments"
+        ),
+        asks=(
+            "How can [I|we] pay?",
+            "[Can|May] [I|we] pay [by card|in cash|with a card|online]?",
+            "Which [ways of payment|payments|ways to pay] do you [take|accept]?",
+            "Do you [take|accept] [cards|cash|credit cards]?",
+            "What [forms|kinds] of payment do you [take|accept]?",
+            "In what way do [I|we] pay?",
+            "I have no cash. How can I pay?",
+            "Is it possible to pay [by card|with a card|by bank transfer]?",
+        ),
+        follows=("[And|] how [can|do] [I|we] pay?", "And the payment?", "[And|] do you take cards?"),
+    ),
+    Topic(
+        key="dogs",
+        labels=("dogs", "dogs are", "pets"),
+        sheet=("Dogs are {v}.",),
+        answers=("Dogs are {v}.",),
+        noun="the rule for dogs",
+        draw=from_list(
+            "welcome|not allowed|welcome on a lead|allowed on easy treks|allowed if they are calm|"
+            "not welcome|allowed on Sundays|welcome if they are small|welcome for a small fee"
+        ),
+        asks=(
+            "[Can|May] [I|we] bring [my|our|a] dog?",
+            "Are dogs [allowed|welcome|okay]?",
+            "What about dogs?",
+            "I have a dog. Can it [come|walk with us]?",
+            "Do you [allow|take] [dogs|pets]?",
+            "Is it okay to [bring|take] [a dog|my dog|pets]?",
+            "What is the rule for [dogs|pets]?",
+            "[My|Our] dog wants to come too. Is that [fine|okay]?",
+        ),
+        follows=("[And|] can I bring my dog?", "And dogs?", "[And|] are dogs allowed?"),
+    ),
+    Topic(
+        key="rain",
+        labels=("rain", "bad weather", "if it rains"),
+        sheet=("If it rains, {v}.", "When the weather is bad, {v}."),
+        answers=("If it rains, {v}.", "In bad weather {v}."),
+        noun="the rain plan",
+        draw=from_list(
+            "we walk with ponchos|we move the trek to the next day|you get your money back|we wait in a hut|"
+            "we take a lower path|we start later|we stay in camp|we cook soup and wait|the guide decides|"
+            "we walk a shorter way"
+        ),
+        asks=(
+            "What [happens|do you do] if it rains?",
+            "What [happens|do we do] in bad weather?",
+            "What if the weather is bad?",
+            "Do you [walk|go] in the rain?",
+            "What is [your|the] plan for rain?",
+            "It may rain. What [then|happens then]?",
+            "Do the treks [go|take place] in bad weather?",
+            "How do you deal with [rain|storms|bad weather]?",
+            "The forecast looks wet. What will you do?",
+        ),
+        follows=("[And|] what if it rains?", "And in bad weather?", "[And|] when it rains?"),
+        short="{v}.",
+    ),
+    Topic(
+        key="rental",
+        labels=("rental", "we rent", "gear to rent"),
+        sheet=("We rent {v}.", "Guests can rent {v}."),
+        answers=("We rent {v}.", "You can rent {v}."),
+        noun="the gear to rent",
+        draw=from_list(
+            "boots|poles|sleeping bags|rain jackets|boots and poles|poles and hats|tents|sleeping bags and mats|"
+            "warm jackets|gloves and hats|backpacks|boots and sleeping bags|headlamps|ponchos and poles"
+        ),
+        asks=(
+            "[Can|May] [I|we] rent [gear|boots|poles|equipment|a sleeping bag]?",
+            "What [gear|equipment] [can I rent|can we rent|do you rent]?",
+            "Do you [rent|hire] out [gear|boots|equipment|poles]?",
+            "Which things can [I|we] [rent|borrow]?",
+            "I have no [boots|gear|equipment]. What can I rent?",
+            "What can [I|we] borrow from you?",
+            "Is there gear to rent?",
+            "What do you have for rent?",
+        ),
+        follows=("[And|] what can [I|we] rent?", "And the rental?", "[And|] do you rent gear?"),
+    ),
+    Topic(
+        key="hours",
+        labels=("office hours", "open", "opening hours"),
+        sheet=("The office is open from {v}.", "Office hours are {v}."),
+        answers=("The office is open from {v}.", "Our office hours are {v}."),
+        noun="the office hours",
+        draw=lambda rng: f"{6 + int(rng.random() * 5)}:00 to {12 + int(rng.random() * 9)}:00",
+        asks=(
+            "When is [the|your] office open?",
+            "What are [your|the] [office hours|opening hours]?",
+            "From when to when are you open?",
+            "At what time does the office [open|close]?",
+            "When can [I|we] [come by|visit you|drop in at the office]?",
+            "How long is the office open?",
+            "Until what time is somebody in the office?",
+            "[Can|Could] you tell me your opening hours?",
+        ),
+        follows=("[And|] when is it open?", "And the office hours?", "[And|] when are you open?"),
+    ),
+    Topic(
+        key="office",
+        labels=("office", "address", "our office"),
+        sheet=("Our office is at {v}.", "The office is at {v}."),
+        answers=("Our office is at {v}.", "You find our office at {v}."),
+        noun="the office address",
+        draw=place,
+        asks=(
+            "Where is your office?",
+            "What is your address?",
+            "Where [can I|do I|can we] find [you|your office]?",
+            "How do [I|we] find [your|the] office?",
+            "Where are you?",
+            "In which place is your office?",
+            "[Can|Could] you tell me where your office is?",
+            "Where do I [go|come] to talk to somebody in person?",
+        ),
+        follows=("[And|] where is the office?", "And the address?", "[And|] where are you?"),
+    ),
+    Topic(
+        key="deposit",
+        labels=("deposit", "to pay in advance", "down payment"),
+        sheet=("The deposit is {v}.",),
+        answers=("The deposit is {v}.", "You pay {v} in advance."),
+        noun="the deposit",
+        draw=from_range(5, 60, 5, "{} percent"),
+        asks=(
+            "[How much|What] is the deposit?",
+            "[Do|Must] [I|we] pay [a deposit|something in advance]?",
+            "Do you want a deposit?",
+            "What part do [I|we] pay in advance?",
+            "How much must be paid [in advance|before the trek]?",
+            "Is there a [deposit|down payment]?",
+            "Must I send money before we come?",
+            "How high is the down payment?",
+        ),
+        follows=("[And|] how much is the deposit?", "And the deposit?", "[And|] is there a deposit?"),
+    ),
+    Topic(
+        key="child_price",
+        labels=("children pay", "price for children", "child price"),
+        sheet=("Children pay {v}.",),
+        answers=("Children pay {v}.",),
+        noun="the price for children",
+        draw=from_list(
+            "half price|the full price|nothing|10 percent less|20 percent less|25 percent less|30 percent less|"
+            "40 percent less|a third of the price|10 less|15 less|20 less"
+        ),
+        asks=(
+            "What do [children|kids] pay?",
+            "Is there a [discount|lower price|price] for [children|kids]?",
+            "How much do [children|kids] pay?",
+            "Do [children|kids] get a discount?",
+            "Is it cheaper for [children|kids]?",
+            "What is the price for [a child|children|kids]?",
+            "Do [my kids|our children] pay the full price?",
+            "Do the little ones pay less?",
+        ),
+        follows=("[And|] what do children pay?", "And for children?", "[And|] do kids pay less?"),
+    ),
+    Topic(
+        key="luggage",
+        labels=("luggage", "luggage per guest", "llama carries"),
+        sheet=("The llamas carry {v} of luggage for each guest.", "Each guest may bring {v} of luggage."),
+        answers=("The llamas carry {v} of luggage for each guest.", "You may bring {v} of luggage."),
+        noun="the luggage limit",
+        draw=from_range(3, 15, 1, "{} kg"),
+        asks=(
+            "How much luggage [can|may] [I|we] bring?",
+            "How much luggage do the llamas carry[| for me| for us| for each guest]?",
+            "What is the luggage limit?",
+            "How heavy [can|may] my bag be?",
+            "What can my bag weigh?",
+            "How many [kilos|kg] [can|may] I [bring|pack|take]?",
+            "Is there a limit for [luggage|bags]?",
+            "How much of my stuff will the llama take?",
+        ),
+        follows=("[And|] how much luggage?", "And the luggage?", "[And|] how heavy may my bag be?"),
+    ),
+    Topic(
+        key="booking",
+        labels=("booking", "how to book", "to book"),
+        sheet=("Guests book {v}.",),
+        answers=("You can book {v}.",),
+        noun="the way to book",
+        draw=from_list(
+            "by phone|by email|on our web page|at the office|by letter|by phone or email|at the hotel desk|"
+            "in the app|by text message|at the office or by phone|at the market stand"
+        ),
+        asks=(
+            "How [can|do] [I|we] book[| a trek| a place]?",
+            "Where can [I|we] book[| a trek]?",
+            "What must [I|we] do to [book|reserve]?",
+            "How does booking work?",
+            "In what way can [I|we] [reserve|book] a [place|trek]?",
+            "How do [I|we] reserve [a place|places|a spot]?",
+            "I want to sign up. How do I do that?",
+            "How do I get a place on a trek?",
+        ),
+        follows=("[And|] how [can|do] [I|we] book?", "And the booking?", "[And|] where can I book?"),
+    ),
+    Topic(
+        key="phone",
+        labels=("phone", "phone number", "call us at"),
+        sheet=("Our phone number is {v}.",),
+        answers=("Our phone number is {v}.", "You can call us at {v}."),
+        noun="the phone number",
+        draw=lambda rng: f"{100 + int(rng.random() * 900)} {100 + int(rng.random() * 900)}",
+        asks=(
+            "What is your [phone number|telephone number|number]?",
+            "How can [I|we] call you?",
+            "[Can|Could] you give me [your|the] phone number?",
+            "Which number [do I|can I|should we] call?",
+            "Do you have a phone[| number]?",
+            "Under which number can I reach you?",
+            "I would like to call you. What is the number?",
+        ),
+        follows=("[And|] your phone number?", "And the phone number?", "[And|] how can I call you?"),
+    ),
+    Topic(
+        key="insurance",
+        labels=("insurance", "insurance is"),
+        sheet=("Insurance is {v}.",),
+        answers=("Insurance is {v}.",),
+        noun="the insurance rule",
+        draw=from_list(
+            "included|not included|optional|required|included for children|part of the price|sold at the office|"
+            "free for groups|up to the guest"
+        ),
+        asks=(
+            "Is [insurance|an insurance] included?",
+            "What about insurance?",
+            "Do [I|we] need [insurance|an insurance]?",
+            "Am I insured on the trek?",
+            "Does the price cover insurance?",
+            "How is it with insurance?",
+            "Are the guests insured?",
+        ),
+        follows=("[And|] insurance?", "And the insurance?", "[And|] is insurance included?"),
+    ),
+    Topic(
+        key="languages",
+        labels=("languages", "guides speak", "we speak"),
+        sheet=("Our guides speak {v}.", "The guides speak {v}."),
+        answers=("Our guides speak {v}.", "We speak {v}."),
+        noun="the languages",
+        draw=from_list(
+            "Spanish|English|Quechua|Spanish and English|Spanish and Quechua|English and German|"
+            "Spanish and French|English and French|Quechua and English|Spanish, Quechua and English|"
+            "Spanish and Italian|Aymara and Spanish|English and Dutch"
+        ),
+        asks=(
+            "[What|Which] languages do [the|your] guides speak?",
+            "Do [the|your] guides speak [English|Spanish|German|French]?",
+            "In which language are the treks?",
+            "I only speak [English|Spanish|French]. Is that a problem?",
+            "Which language [is spoken|do you speak|do you use]?",
+            "[Can|Could] you tell me which languages you speak?",
+            "In what language will the guide talk to us?",
+        ),
+        follows=("[And|] which languages do they speak?", "And the language?", "[And|] which language?"),
+    ),
+    Topic(
+        key="tips",
+        labels=("tips", "tips are"),
+        sheet=("Tips are {v}.",),
+        answers=("Tips are {v}.",),
+        noun="the rule for tips",
+        draw=from_list(
+            "welcome|not expected|welcome but not expected|shared by the team|for the guide|for the llamas' hay|"
+            "included|not allowed|given at the end"
+        ),
+        asks=(
+            "[Should|Do] [I|we] [tip|give a tip]?",
+            "What about tips?",
+            "Are tips [expected|included|usual]?",
+            "Do people tip the guide?",
+            "Is it usual to [tip|give something to] the guide?",
+            "How is it with [tips|tipping]?",
+        ),
+        follows=("[And|] tips?", "[And|] should I tip?", "And what about tips?"),
+    ),
+    Topic(
+        key="founded",
+        labels=("founded", "since", "started in"),
+        sheet=("The company started in {v}.", "We have walked with llamas since {v}."),
+        answers=("We started in {v}.", "We have walked with llamas since {v}."),
+        noun="the founding year",
+        draw=from_range(1950, 2023),
+        asks=(
+            "Since when do you exist?",
+            "How old is [the|your] company?",
+            "When [was the company founded|did you start|did it all begin]?",
+            "In which year did you start?",
+            "How long have you been doing this?",
+            "When was your first trek?",
+        ),
+        follows=("[And|] since when?", "[And|] when did you start?", "And when was it founded?"),
+    ),
+    Topic(
+        key="herd",
+        labels=("herd", "number of llamas", "llamas"),
+        sheet=("The herd has {v} llamas.", "We have {v} llamas."),
+        answers=("We have {v} llamas.", "Our herd has {v} llamas."),
+        noun="the size of the herd",
+        draw=from_range(5, 60),
+        short="{v} llamas.",
+        asks=(
+            "How many llamas do you have?",
+            "How [big|large] is [your|the] herd?",
+            "What is the [size|number] of your herd?",
+            "How many animals [do you have|are there|live with you]?",
+            "[Can|Could] you tell me how many llamas you have?",
+            "Do you have many llamas?",
+        ),
+        follows=("[And|] how many llamas?", "And the herd?", "[And|] how big is the herd?"),
+    ),
+)
