@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MAX_ASKED = 100  # questions of the exact-match score; generation is the slow part of large models
 NUM_SHOWN = 5
 MAX_NEW_TOKENS = 64
+# a first try on one's own data should end with an adapter, not with a question; the ledger says what the policy did
+OWN_DEFAULTS = ("training.overlong=drop_turns", "training.gradient_checkpointing=true")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +72,7 @@ def demo_config(arguments: argparse.Namespace) -> RunConfig:
         arguments.config = str(nano.demo_recipe())
     elif not arguments.data and not arguments.config:
         arguments.data = "nano-demo"
-    return config_from(arguments)
+    return config_from(arguments, *OWN_DEFAULTS)
 
 
 def _show_data(console: Console, inputs: Inputs) -> None:
