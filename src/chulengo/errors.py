@@ -21,12 +21,20 @@ class ChulengoError(Exception):
         self.given = given
         self.allowed = allowed
         self.next_step = next_step
-        lines = [given]
-        if allowed:
-            lines.append(f"  allowed: {allowed}")
-        if next_step:
-            lines.append(f"  try:     {next_step}")
-        super().__init__("\n".join(lines))
+        super().__init__(self._text())
+
+    def advise(self, next_step: str) -> None:
+        """Replaces what to type next, where a caller knows the exact command."""
+        self.next_step = next_step
+        self.args = (self._text(),)
+
+    def _text(self) -> str:
+        lines = [self.given]
+        if self.allowed:
+            lines.append(f"  allowed: {self.allowed}")
+        if self.next_step:
+            lines.append(f"  try:     {self.next_step}")
+        return "\n".join(lines)
 
 
 class ConfigError(ChulengoError):
@@ -73,6 +81,14 @@ def require(module: str, extra: str) -> ModuleType:
             f"This needs the package '{module}', which is not installed.",
             next_step=f"pip install 'chulengo[{extra}]'",
         ) from error
+
+
+def yaml_fault(error: Exception) -> str:
+    """Returns where and why a YAML text is broken, in one line, from PyYAML's error of several."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem or 'unreadable'}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

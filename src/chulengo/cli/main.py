@@ -10,6 +10,7 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -43,12 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except ChulengoError as error:
-        sys.stdout.flush()
-        print(f"chulengo: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return _last_words(f"chulengo: {error}", is_program=arguments is None)
     except KeyboardInterrupt:
-        print("\nchulengo: interrupted", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return _last_words("\nchulengo: interrupted", is_program=arguments is None)
     except BrokenPipeError:
         # the reader of our output went away (`| head`): nothing to tell, and Python must not complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,10 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        sys.stdout.flush()
         what = f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
-        print(f"chulengo: {ChulengoError(what, next_step=REFUSALS[error.errno])}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        said = ChulengoError(what, next_step=REFUSALS[error.errno])
+        return _last_words(f"chulengo: {said}", is_program=arguments is None)
+
+
+def _last_words(text: str, *, is_program: bool) -> int:
+    if is_program:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C pressed twice: no traceback out of Python's own exit
+    sys.stdout.flush()
+    print(text, file=sys.stderr)
+    return EXIT_USER_ERROR
 
 
 def _dispatch(words: list[str]) -> int:

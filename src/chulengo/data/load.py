@@ -258,7 +258,7 @@ def _check_renaming(plan: _Plan, file: str, head: list[Record]) -> None:
             raise DataError(
                 f"data.columns.{name}={column_name}: {file} has no column '{column_name}'.",
                 allowed=", ".join(theirs),
-                next_step=f"--set data.columns.{name}={close}" if close else None,
+                next_step=f"--set data.columns.{name}={close or next(iter(theirs), 'COLUMN')}",
             )
 
 

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chulengo.errors import ConfigError, DataError, nearest
+from chulengo.errors import ConfigError, DataError, nearest, yaml_fault
 
 _KEYS = ("name", "system", "user", "answer")
+_TEMPLATE_EXAMPLE = """two lines such as  user: "{question}"  and  answer: "{answer}\""""
 _PARAGRAPHS = re.compile(r"(\n[ \t]*\n\s*)")
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -60,17 +61,27 @@ def load_template(path: str | Path) -> PromptTemplate:
     try:
         loaded = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"The prompt template {path} cannot be read: {error.strerror or error}.") from error
+        raise ConfigError(
+            f"The prompt template {path} cannot be read: {error.strerror or error}.", allowed="a YAML file",
+            next_step=_nearest_template(Path(path).expanduser()),
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The prompt template {path} is not valid YAML: {error}") from error
+        raise ConfigError(
+            f"The prompt template {path} is not valid YAML: {yaml_fault(error)}.", next_step=_TEMPLATE_EXAMPLE
+        ) from error
     if not isinstance(loaded, dict):
-        raise ConfigError(f"The prompt template {path} is not a mapping.", allowed=", ".join(_KEYS))
+        raise ConfigError(
+            f"The prompt template {path} is not a mapping.", allowed=", ".join(_KEYS), next_step=_TEMPLATE_EXAMPLE
+        )
     problems = [_unknown_key(str(key)) for key in loaded if key not in _KEYS]
     problems += [f"'{key}' is missing" for key in ("user", "answer") if key not in loaded]
     texts = {key: loaded[key] for key in _KEYS if key in loaded and not (key == "system" and loaded[key] is None)}
     problems += [f"'{key}' must be text" for key, text in texts.items() if not isinstance(text, str)]
     if problems:
-        raise ConfigError(f"The prompt template {path}: {'; '.join(problems)}.", allowed=", ".join(_KEYS))
+        raise ConfigError(
+            f"The prompt template {path}: {'; '.join(problems)}.", allowed=", ".join(_KEYS),
+            next_step=_TEMPLATE_EXAMPLE,
+        )
     template = PromptTemplate(
         loaded.get("name", Path(path).stem), loaded.get("system"), loaded["user"], loaded["answer"]
     )
@@ -96,6 +107,7 @@ def template_columns(text: str) -> list[str]:
                 f"A prompt template has a stray '{match.group()}' at character {match.start() + 1}: "
                 f"{text[max(0, match.start() - 20) : match.start() + 20]!r}",
                 allowed="{column}, and {{ or }} for a brace",
+                next_step="close the brace after the column's name, or double it",
             )
         if match.group(1) is not None:
             names.append(match.group(1))
@@ -150,8 +162,14 @@ def unknown_column(name: str, known: Mapping[str, Any] | list[str]) -> DataError
     return DataError(
         f"the prompt template names the column '{name}', which the data do not have",
         allowed=", ".join(names),
-        next_step=f"write {{{close}}} in the template" if close else None,
+        next_step=f"write {{{close or names[0]}}} in the template" if names else None,
     )
+
+
+def _nearest_template(path: Path) -> str:
+    siblings = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    close = nearest(path.name, siblings)
+    return f"--set prompt.template={path.parent / close}" if close else f"ls {path.parent}"
 
 
 def _value(fields: Mapping[str, Any], name: str) -> Any:

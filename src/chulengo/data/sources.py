@@ -73,7 +73,10 @@ def read_records(spec: str, *, hub_split: str = "train", offline: bool = False) 
             _reader_of(path)
             return _read_files([path])
     except OSError as error:  # no permission to look, or a name longer than the system takes
-        raise DataError(f"{spec[:200]} cannot be opened: {error.strerror or error}.", allowed=_ALLOWED) from error
+        raise DataError(
+            f"{spec[:200]} cannot be opened: {error.strerror or error}.", allowed=_ALLOWED,
+            next_step="name a file that you may read",
+        ) from error
     if is_hub_name(spec):
         return hub_records(spec, hub_split, offline, _nearest_path(path))
     raise _missing(path)
@@ -95,7 +98,9 @@ def _read_files(paths: list[Path]) -> Iterator[Record]:
 def _reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
     reader = READERS.get(_suffix(path))
     if reader is None:
-        raise DataError(f"{path} has an unknown suffix.", allowed=_ALLOWED)
+        raise DataError(
+            f"{path} has an unknown suffix.", allowed=_ALLOWED, next_step="write the rows as jsonl, one object a line"
+        )
     return reader
 
 
@@ -115,7 +120,10 @@ def _files_in(folder: Path) -> list[Path]:
                 (found if _suffix(file) in READERS else passed).append(file)
     if not found:
         seen = ", ".join(sorted(file.name for file in passed)[:5]) or "nothing"
-        raise DataError(f"{folder} holds no data files (found: {seen}).", allowed=_ALLOWED)
+        raise DataError(
+            f"{folder} holds no data files (found: {seen}).", allowed=_ALLOWED,
+            next_step="name a folder with such files",
+        )
     return sorted(found)
 
 

@@ -76,11 +76,18 @@ def check_folder(folder: Path, *, hub_name: str | None = None) -> Path:
         if (folder / "adapter_config.json").is_file():
             base = _json(folder / "adapter_config.json").get("base_model_name_or_path") or "BASE"
             raise ModelError(
-                f"{folder} holds a PEFT adapter, not a model.", next_step=f"--model {base} --adapter {folder}"
+                f"{folder} holds a PEFT adapter, not a model.",
+                next_step=f"--model {base} --adapter {folder}   (chat, generate, eval; training starts from a model)",
+            )
+        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+            raise ModelError(
+                f"{folder} is the folder of a run, not a model.",
+                next_step=f"chulengo chat --adapter {folder}, or chulengo train --resume {folder}",
             )
         raise ModelError(
             f"{hub_name or folder} has no config.json.",
             allowed="a folder in transformers' layout: config.json, model.safetensors, tokenizer files",
+            next_step="name a folder with these files, or use --model nano",
         )
     read_config(folder)
     for file in weight_files(folder):
@@ -209,7 +216,9 @@ def _json(file: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{file} is not valid JSON: {error}", next_step="copy or download it again") from error
     except OSError as error:
-        raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
+        raise ModelError(
+            f"{file} cannot be read: {error.strerror}.", next_step="name a folder with a config.json that you may read"
+        ) from error
     if not isinstance(content, dict):
         raise ModelError(f"{file} is not a JSON object.", next_step="copy or download it again")
     return content

@@ -279,7 +279,7 @@ def _explained(error: Exception, name: str, config: dict[str, Any], attention: s
         )
     if "ignore_mismatched_sizes" in text:  # transformers prints which ones into a log that we silence
         return ModelError(
-            f"The weights of {name} do not have the shapes that its config.json describes.",
+            f"The weights of {name} do not have the shapes that its config.json ({config['model_type']}) describes.",
             next_step="copy config.json and the weights again, from one place",
         )
     if "model type" in text and "does not recognize" in text:

@@ -22,7 +22,7 @@ from typing import Any
 
 from chulengo.data.renderer import RENDERER_FILE, Renderer, load_renderer
 from chulengo.data.tokenizer import Tokenizer, load_tokenizer
-from chulengo.errors import ModelError, RenderError
+from chulengo.errors import ModelError, RenderError, nearest
 from chulengo.model.adapter import load_adapter
 from chulengo.model.base_record import BASE_FILE, BaseRecord, load_base_record
 from chulengo.model.folder import (
@@ -155,6 +155,7 @@ def adapter_folder(given: str) -> Path:
         raise ModelError(
             f"There is no adapter folder {given!r}.",
             allowed="a run folder, or a folder with adapter_config.json and adapter_model.safetensors",
+            next_step=_nearest_folder(path),
         )
     if (path / "config.json").is_file():
         raise ModelError(f"{given} is a model, not an adapter.", next_step=f"--model {given}")
@@ -165,7 +166,15 @@ def adapter_folder(given: str) -> Path:
     raise ModelError(
         f"{given} holds no adapter (no adapter_config.json).",
         allowed="a run folder, or a folder with adapter_config.json and adapter_model.safetensors",
+        next_step=f"ls {given}",
     )
+
+
+def _nearest_folder(path: Path) -> str:
+    parent = path.parent
+    siblings = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() else []
+    close = nearest(path.name, siblings)
+    return f"--adapter {parent / close}" if close else "ls runs"
 
 
 def _check_base(base: Path, name: str, folder: Path | None, record: BaseRecord, notes: list[str]) -> None:

@@ -65,10 +65,10 @@ TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "spiece.model", "vocab.json", "merges.txt", "chat_template.jinja",
 )
-# may differ when a run is resumed: none of it changes a number in the adapter
+# may differ when a run is resumed: none of it changes a number in the adapter (threads: in the last bits at most)
 FREE_SETTINGS = frozenset((
     "out", "model.offline", "training.report_to", "training.keep_checkpoints", "training.save_every_steps",
-    "training.log_every_steps",
+    "training.log_every_steps", "model.cpu_threads",
 ))  # fmt: skip
 
 

@@ -209,9 +209,11 @@ class ChulengoTrainer(transformers.Trainer):  # type: ignore[misc]  # the packag
         total, tokens = self._sum_over_ranks(sums).tolist()
         loss = total / max(tokens, 1.0)
         if not math.isfinite(loss):
+            step = self.state.global_step
             raise TrainingError(
-                f"The validation loss is {loss} at step {self.state.global_step}; the run was stopped.",
-                next_step="lower training.learning_rate and resume from an earlier checkpoint",
+                f"The validation loss is {loss} at step {step}; the run was stopped.",
+                next_step="start a new run with a lower training.learning_rate" if step
+                else "check the model's weights, and model.compute_dtype: nothing was trained yet",
             )
         perplexity = math.exp(min(loss, 700.0))
         metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_perplexity": perplexity}

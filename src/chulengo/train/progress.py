@@ -94,7 +94,9 @@ class LiveProgress:
             self._live.start()
         else:
             resumed = f", resumed at {first_step}" if first_step else ""
-            self._print(f"{title}: {total_steps} steps{resumed}")
+            steps = f": {total_steps} steps{resumed}"
+            room = PLAIN_COLUMNS - len(steps)  # a long title is cut, the numbers are not
+            self._print((title if len(title) <= room else f"{title[: room - 1]}…") + steps)
         return self
 
     def update(self, row: Mapping[str, Any]) -> None:

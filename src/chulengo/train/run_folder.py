@@ -25,8 +25,10 @@ import math
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +126,8 @@ def _new_run(paths: RunPaths, *, made: bool) -> Iterator[None]:
             except BaseException:
                 withdrawn = not has_begun(paths)
                 if withdrawn:
-                    _withdraw(paths)
+                    with _undisturbed():
+                        _withdraw(paths)
                 raise
     finally:
         if withdrawn and made:
@@ -135,6 +138,19 @@ def _new_run(paths: RunPaths, *, made: bool) -> Iterator[None]:
 def has_begun(paths: RunPaths) -> bool:
     """Returns whether a run has anything to show beyond its description: metric rows, checkpoints or a saved batch."""
     return paths.metrics.exists() or any(paths.checkpoints.glob("checkpoint-*")) or any(paths.root.glob("bad_batch-*"))
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Holds off Ctrl-C: who presses it twice would get half a clean-up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _withdraw(paths: RunPaths) -> None:

@@ -111,7 +111,13 @@ def test_what_is_no_size(text: str) -> None:
         parse_size(text)
 
 
-def test_a_folder_without_weights(tmp_path: Path, seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_config_alone_is_enough(tmp_path: Path, seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(seven_b / "config.json", tmp_path / "config.json")
-    assert main(["plan", "--model", str(tmp_path), "--device-memory", "24GiB"]) == 2
-    assert "no weights" in capsys.readouterr().err
+    words = ["--device-memory", "24GiB", "--json"]
+    assert main(["plan", "--model", str(tmp_path), *words]) == 2
+    alone = json.loads(capsys.readouterr().out)
+    assert main(["plan", "--model", str(seven_b), *words]) == 2
+    assert alone["plan"] == json.loads(capsys.readouterr().out)["plan"]
+    (tmp_path / "config.json").unlink()
+    assert main(["plan", "--model", str(tmp_path), *words]) == 2
+    assert "config.json cannot be read" in capsys.readouterr().err
