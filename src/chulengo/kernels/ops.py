@@ -11,11 +11,13 @@ with the reason; it never hands over to the other one by itself. `describe()` sa
     dequantize_nf4_fp8        NF4 -> e4m3 in the two layouts that products want, likewise
     linear_cross_entropy      summed loss of the supervised tokens, logits in chunks
     lora_gradients            dA and dB of adapters that share an input
+    packed_attention          causal attention over packed sequences: PyTorch's own, both ways
     quantize_rows             float8 rows with a scale each, for products in FP8
     rms_norm_fp8, swiglu_fp8  the same, made by the kernel that makes the values
 
 Each is a thin autograd wrapper (or none, where nothing differentiable goes in) around `forward` and `backward` of
-`reference/<op>.py` or `fused/<op>.py`, whose docstrings hold the formulas. Attention is PyTorch's own.
+`reference/<op>.py` or `fused/<op>.py`, whose docstrings hold the formulas. Code that writes a longer backward by hand
+calls those two itself: `implementation(op, x)` is the module that runs.
 
 Legend: T tokens, D model features, I intermediate features, N and K heads or features, H head size, V vocabulary,
 O and I out and in features of a weight, R rank.
@@ -37,7 +39,7 @@ from chulengo.kernels.applies import need
 from chulengo.kernels.reference.nf4 import NF4Weight
 
 BACKENDS = ("auto", "fused", "reference")
-OPERATIONS = ("rms_norm", "rope", "swiglu", "nf4", "linear_cross_entropy", "lora_gradients", "fp8")
+OPERATIONS = ("rms_norm", "rope", "swiglu", "nf4", "linear_cross_entropy", "lora_gradients", "attention", "fp8")
 
 
 class OpChoice(NamedTuple):
@@ -78,7 +80,8 @@ def describe(device: torch.device | str | None = None) -> list[OpChoice]:
     return rows
 
 
-def _module(op: str, x: Tensor, backend: str) -> ModuleType:
+def implementation(op: str, x: Tensor, backend: str = "auto") -> ModuleType:
+    """Returns `reference/<op>.py` or `fused/<op>.py`, whichever runs for `x`: their `forward` and `backward`."""
     return importlib.import_module(f"chulengo.kernels.{choose(x.device, backend)[0]}.{op}")
 
 
@@ -123,7 +126,7 @@ def rms_norm(
         residual_TD: the residual stream.
         backend: "auto", "fused" or "reference".
     """
-    module = _module("rms_norm", x_TD, backend)
+    module = implementation("rms_norm", x_TD, backend)
     result = _RMSNorm.apply(x_TD, residual_TD, weight_D, eps, module)  # type: ignore[no-untyped-call]
     return (result[0], result[1]) if residual_TD is not None else (result, x_TD)
 
@@ -158,7 +161,7 @@ def rope(
         position_T: int32 or int64, each below S; starts again at 0 in every packed sequence.
         backend: "auto", "fused" or "reference".
     """
-    module = _module("rope", q_TNH, backend)
+    module = implementation("rope", q_TNH, backend)
     arguments = (q_TNH, k_TKH, cos_SP, sin_SP, position_T, module)
     turned: tuple[Tensor, Tensor] = _Rope.apply(*arguments)  # type: ignore[no-untyped-call]
     return turned
@@ -202,7 +205,7 @@ class _SwiGLUPacked(torch.autograd.Function):
 
 def swiglu(gate_TI: Tensor, up_TI: Tensor, *, backend: str = "auto") -> Tensor:
     """Returns silu(gate) * up, [T, I]."""
-    module = _module("swiglu", gate_TI, backend)
+    module = implementation("swiglu", gate_TI, backend)
     product_TI: Tensor = _SwiGLU.apply(gate_TI, up_TI, module)  # type: ignore[no-untyped-call]
     return product_TI
 
@@ -211,7 +214,7 @@ def swiglu_packed(both_T2I: Tensor, *, backend: str = "auto") -> Tensor:
     """Returns silu(gate) * up, [T, I], of one tensor that holds gate in its first I columns and up in the others."""
     shape = tuple(both_T2I.shape)
     need(both_T2I.dim() == 2 and shape[1] % 2 == 0, f"gate and up are {shape}.", allowed="[T, 2I]")
-    module = _module("swiglu", both_T2I, backend)
+    module = implementation("swiglu", both_T2I, backend)
     product_TI: Tensor = _SwiGLUPacked.apply(both_T2I, module)  # type: ignore[no-untyped-call]
     return product_TI
 
@@ -237,7 +240,7 @@ def dequantize_nf4(
         out: contiguous [O, I] of `dtype` to write into: one buffer can serve every weight.
         backend: "auto", "fused" or "reference".
     """
-    module = _module("nf4", weight.packed, backend)
+    module = implementation("nf4", weight.packed, backend)
     result: Tensor = module.dequantize(
         weight, dtype, lora_a_RI=lora_a_RI, lora_b_OR=lora_b_OR, lora_scale=lora_scale, out=out
     )
@@ -268,7 +271,7 @@ def dequantize_nf4_fp8(
         lora_scale: factor of B A.
         backend: "auto", "fused" or "reference".
     """
-    module = _module("nf4", weight.packed, backend)
+    module = implementation("nf4", weight.packed, backend)
     copies: tuple[Tensor, Tensor] = module.dequantize_fp8(
         weight, scale_O1, scale_I1, lora_a_RI=lora_a_RI, lora_b_OR=lora_b_OR, lora_scale=lora_scale
     )
@@ -317,7 +320,7 @@ def linear_cross_entropy(
         chunk_tokens: tokens whose logits exist at once.
         backend: "auto", "fused" or "reference".
     """
-    module = _module("linear_cross_entropy", hidden_ND, backend)
+    module = implementation("linear_cross_entropy", hidden_ND, backend)
     arguments = (hidden_ND, weight_VD, target_N, chunk_tokens, module)
     loss: Tensor = _LinearCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
@@ -342,14 +345,32 @@ def lora_gradients(
         scale: factor of B A.
         backend: "auto", "fused" or "reference".
     """
-    module = _module("lora_gradients", x_TK, backend)
+    module = implementation("lora_gradients", x_TK, backend)
     gradients: tuple[list[Tensor], list[Tensor]] = module.lora_gradients(x_TK, dys, a_factors, b_factors, scale)
     return gradients
 
 
+def packed_attention(
+    q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, cu_seqlens: Tensor, max_seqlen: int, *, backend: str = "auto"
+) -> Tensor:
+    """Returns causal attention within each packed sequence, [T, N, H]; the gradients are PyTorch's own.
+
+    Args:
+        q_TNH: queries, already turned by their positions.
+        k_TKH: keys, likewise; N is a multiple of K.
+        v_TKH: values.
+        cu_seqlens: int32 [S + 1] on the device of q, from 0 to T; equal neighbours are empty sequences.
+        max_seqlen: at least the tokens of the longest sequence.
+        backend: "auto", "fused" (FlashAttention through `torch.nn.attention.varlen`) or "reference".
+    """
+    module = implementation("attention", q_TNH, backend)
+    y_TNH: Tensor = module.packed_attention(q_TNH, k_TKH, v_TKH, cu_seqlens, max_seqlen)
+    return y_TNH
+
+
 def quantize_rows(x_TK: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Returns x in float8_e4m3fn [T, K] and the scale of each row, float32 [T, 1]. Not differentiable."""
-    rows: tuple[Tensor, Tensor] = _module("fp8", x_TK, backend).quantize_rows(x_TK)
+    rows: tuple[Tensor, Tensor] = implementation("fp8", x_TK, backend).quantize_rows(x_TK)
     return rows
 
 
@@ -357,12 +378,12 @@ def rms_norm_fp8(
     x_TD: Tensor, weight_D: Tensor, eps: float, *, residual_TD: Tensor | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns `quantize_rows` of `rms_norm`'s y, the sum, and rstd [T] for the backward. Not differentiable."""
-    module = _module("fp8", x_TD, backend)
+    module = implementation("fp8", x_TD, backend)
     parts: tuple[Tensor, Tensor, Tensor, Tensor] = module.rms_norm_rows(x_TD, residual_TD, weight_D, eps)
     return parts
 
 
 def swiglu_fp8(gate_TI: Tensor, up_TI: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Returns `quantize_rows` of `swiglu`'s product. Not differentiable."""
-    rows: tuple[Tensor, Tensor] = _module("fp8", gate_TI, backend).swiglu_rows(gate_TI, up_TI)
+    rows: tuple[Tensor, Tensor] = implementation("fp8", gate_TI, backend).swiglu_rows(gate_TI, up_TI)
     return rows

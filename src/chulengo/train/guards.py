@@ -83,7 +83,7 @@ def check_finite(
     raise TrainingError(
         f"{what} {value} at step {step}; the run was stopped and the model not updated. Rows: {rows}. "
         f"The batch is saved in {saved}.",
-        next_step="look at those rows; then a new run with a lower training.learning_rate or training.precision=float32",
+        next_step="look at those rows; then a new run, with a lower training.learning_rate or precision=float32",
     )
 
 

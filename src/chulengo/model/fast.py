@@ -1,0 +1,269 @@
+"""`load_fast`: a folder to the fast engine's model, which takes batches and gives losses.
+
+The counterpart of `model.load.load_base` and `model.adapter`, with the same meaning of every setting they share; what
+it does not cover raises and names the reference engine. Nothing is chosen in silence: `describe` says what was.
+
+A training step of the caller:
+
+    nll, count = model.nll(batch)      # for each micro-batch
+    (nll / count_of_the_step).backward()
+    optimizer.step()                   # over model.trainable_parameters()
+
+With resident folded matrices the adapter's change has to reach them. `nll` does that at every call, since a change
+cannot be told from outside (optimisers that write through raw pointers leave no trace); within one optimiser step the
+adapter does not change, so the second and later micro-batches may say `refold=False`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chulengo.errors import ConfigError, ModelError
+from chulengo.kernels import ops
+from chulengo.model import llama
+from chulengo.model.folder import read_config
+from chulengo.model.linear_group import LoraForm, Matrices, seed_of
+from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
+from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
+from chulengo.model.load import resolve_device, resolve_dtype
+from chulengo.model.lora import (
+    ALL_LINEAR,
+    LoraSettings,
+    attach_fresh,
+    lora_settings,
+    named_factors,
+    read_adapter,
+    write_adapter,
+)
+from chulengo.model.packed_inputs import PackedInputs, pack_batch, pack_sequences
+
+FORMS = ("auto", "folded", "separate")
+
+
+class FastModel:
+    """A frozen decoder with one adapter or none. Made by `load_fast`."""
+
+    def __init__(
+        self, weights: LlamaWeights, shape: LlamaShape, matrices: Matrices, *, name: str, device: torch.device,
+        activations: Sequence[str], backend: str,
+    ) -> None:
+        self.weights, self.shape, self.name, self.device = weights, shape, name, device
+        self.lora: LoraSettings | None = None
+        self.training = False
+        self.dropout_seed = 0
+        self.micro_step = 0  # counts training calls of `nll`; a resumed run sets it, and gets the same masks
+        self._matrices, self._backend = matrices, backend
+        self._groups = list(weights.groups())
+        self._activations = tuple(activations)
+        self._cos_SP, self._sin_SP = rope_tables(shape, device)
+
+    def attach_lora(
+        self, *, rank: int, alpha: float, dropout: float = 0.0, targets: Sequence[str] = (ALL_LINEAR,),
+        rslora: bool = False, dora: bool = False, train_head: bool = False, train_embeddings: bool = False,
+        seed: int = 0, form: str = "auto",
+    ) -> None:
+        """Gives the model a fresh adapter, the only trainable part; B is 0, so that it changes nothing yet.
+
+        Args:
+            rank: LoRA rank.
+            alpha: scale; the update is multiplied by alpha / rank, or alpha / sqrt(rank) with `rslora`.
+            dropout: of the adapter's input, while training.
+            targets: names of linear maps, or `all-linear`.
+            rslora: rank-stabilised scale.
+            dora: not in this engine.
+            train_head: not in this engine.
+            train_embeddings: not in this engine.
+            seed: of A and of the dropout masks; A is what PEFT makes of the same seed.
+            form: folded, separate, or auto (folded without dropout).
+
+        Raises:
+            ConfigError: a setting that is out of range or not in this engine.
+        """
+        settings = lora_settings(
+            rank=rank, alpha=alpha, dropout=dropout, targets=targets, rslora=rslora, dora=dora,
+            train_head=train_head, train_embeddings=train_embeddings,
+        )
+        lora_form = _lora_form(settings, form)
+        attach_fresh(self._groups, settings, seed=seed, device=self.device)
+        self.dropout_seed, self.micro_step = seed, 0
+        self._adapted(settings, lora_form)
+
+    def load_adapter(self, folder: Path, *, trainable: bool = False, form: str = "auto") -> None:
+        """Gives the model the adapter of a folder, in PEFT's files.
+
+        Args:
+            folder: with `adapter_config.json` and `adapter_model.safetensors`.
+            trainable: train it further.
+            form: folded, separate, or auto (folded without dropout).
+
+        Raises:
+            ModelError: no adapter, one of another model, or one with a part that this engine does not have.
+        """
+        settings = read_adapter(self._groups, folder, device=self.device, trainable=trainable)
+        self._adapted(settings, _lora_form(settings, form))
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the adapter in PEFT's files, as `model.adapter.save_adapter` would."""
+        if self.lora is None:
+            raise ModelError("The model has no adapter to save.", next_step="attach_lora or load_adapter")
+        write_adapter(self._groups, self.lora, folder, base_name=self.name)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Returns the adapter's tensors under PEFT's names."""
+        return named_factors(self._groups)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Returns what an optimiser is to change, float32."""
+        return [value for value in self.named_parameters().values() if value.requires_grad]
+
+    def nll(self, batch: dict[str, Any] | PackedInputs, *, refold: bool = True) -> tuple[Tensor, int]:
+        """Returns the summed negative log-likelihood of a batch's targets, in nats, and their number.
+
+        Args:
+            batch: as `data.batches` makes it, on the CPU, or packed inputs on this model's device.
+            refold: the adapter may have changed since the last call.
+
+        Returns:
+            float32 scalar that carries gradients, and the number of targets in it.
+        """
+        inputs = batch if isinstance(batch, PackedInputs) else pack_batch(batch).to(self.device)
+        run = self._pass(inputs, refold)
+        return llama.summed_nll(self.weights, run, self._activations), inputs.num_targets
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        """Returns the logits of every token, [T, V]; of several sequences, behind each other. Without dropout."""
+        sequences = [ids] if isinstance(ids[0], int) else ids
+        run = self._pass(pack_sequences(sequences).to(self.device), True, dropout=False)  # type: ignore[arg-type]
+        return llama.logits(self.weights, run, self._activations)
+
+    def train(self, training: bool = True) -> None:
+        """Turns dropout on, or off."""
+        self.training = training
+
+    def describe(self) -> dict[str, str]:
+        """Returns the choices this model runs with, for printing and for the manifest."""
+        form = self._matrices.form
+        counts = {policy: self._activations.count(policy) for policy in llama.ACTIVATION_POLICIES}
+        return {
+            "weights": f"{self._matrices.policy}, {str(self._matrices.dtype).removeprefix('torch.')}",
+            "activations": ", ".join(f"{policy}: {count} layers" for policy, count in counts.items() if count),
+            "adapter": "none" if form is None else "folded" if form.folded else "separate",
+            "kernels": ": ".join(ops.choose(self.device, self._backend)),
+            "max_seq_tokens": str(self.shape.max_seq_tokens),
+        }
+
+    def _adapted(self, settings: LoraSettings, form: LoraForm) -> None:
+        self.lora = settings
+        self._matrices.form = form
+        self._matrices.release(self._groups)
+
+    def _pass(self, inputs: PackedInputs, refold: bool, *, dropout: bool = True) -> llama.Pass:
+        if inputs.max_seqlen > self.shape.max_seq_tokens:
+            raise ModelError(
+                f"A sequence has {inputs.max_seqlen:,} tokens.", allowed=f"up to {self.shape.max_seq_tokens:,}",
+                next_step="load the model with a larger max_seq_tokens",
+            )
+        if refold and self._matrices.folded:
+            self._matrices.refold(self._groups)
+        seed = None
+        if dropout and self.training and self.lora is not None and self.lora.dropout:
+            seed = seed_of(self.dropout_seed, self.micro_step)
+            self.micro_step += 1
+        return llama.Pass(
+            inputs, self._cos_SP, self._sin_SP, self.shape.sizes.head_dim, self.shape.norm_eps, self._matrices, seed,
+            self._backend,
+        )  # fmt: skip
+
+
+def load_fast(
+    folder: Path, *, quantization: str = "nf4", double_quant: bool = True, compute_dtype: str = "auto",
+    device: str = "auto", name: str | None = None, vocab_size: int | None = None, max_seq_tokens: int | None = None,
+    weights: str = "stream", activations: str | Sequence[str] = "keep", backend: str = "auto",
+) -> FastModel:
+    """Returns the fast engine's model of a folder, frozen, without an adapter.
+
+    Args:
+        folder: as `model.folder.resolve_model` returns it.
+        quantization: nf4 or none.
+        double_quant: quantise the block scales too.
+        compute_dtype: float32, bfloat16, float16 or auto, as in `load_base`.
+        device: cpu, cuda, cuda:N or auto.
+        name: the name the user gave, which adapters record as their base; None: the folder.
+        vocab_size: ids the tokenizer can produce; checked against the embeddings.
+        max_seq_tokens: tokens of the longest sequence; None: the model's context.
+        weights: stream or resident.
+        activations: keep, selective or full, for all layers or one for each.
+        backend: of the kernels: auto, fused or reference.
+
+    Raises:
+        ModelError: the fast engine does not cover the model, or its files are not whole.
+        ConfigError: a setting that this machine or engine cannot have.
+    """
+    config = read_config(folder)
+    shape = read_llama_shape(config, max_seq_tokens=max_seq_tokens)
+    place = resolve_device(device)
+    dtype = resolve_dtype(compute_dtype, place)
+    ops.choose(place, backend)  # raises for kernels that are not there, before anything is read
+    policies = _layer_policies(activations, shape.sizes.num_layers)
+    matrices = Matrices(policy=weights, dtype=dtype, backend=backend)
+    if vocab_size is not None and vocab_size > shape.sizes.vocab:
+        raise ModelError(
+            f"The tokenizer has {vocab_size:,} ids but the model embeds {shape.sizes.vocab:,}: they do not belong "
+            "together.",
+            next_step="use the tokenizer files that came with these weights",
+        )
+    loaded = load_llama_weights(
+        folder, shape, quantize=_quantizes(config, quantization), double_quant=double_quant, dtype=dtype, device=place
+    )
+    return FastModel(
+        loaded, shape, matrices, name=name or str(folder), device=place, activations=policies, backend=backend
+    )
+
+
+def _quantizes(config: dict[str, Any], quantization: str) -> bool:
+    if quantization not in ("nf4", "none"):
+        raise ConfigError(
+            f"model.quantization is {quantization!r}.", allowed="nf4, none in the fast engine",
+            next_step="--set model.engine=reference",
+        )
+    stored = config.get("quantization_config")
+    if not isinstance(stored, dict):
+        return quantization == "nf4"
+    kind = stored.get("bnb_4bit_quant_type") if stored.get("load_in_4bit") else None
+    if stored.get("quant_method") != "bitsandbytes" or kind != "nf4":
+        raise refuse(
+            f"The weights are already quantised ({stored.get('quant_method')}{f', {kind}' if kind else ''}).",
+            allowed="bitsandbytes nf4, or 16- and 32-bit weights",
+        )
+    if quantization != "nf4":
+        raise ModelError("The weights are already quantised to nf4.", next_step="--set model.quantization=nf4")
+    return False
+
+
+def _layer_policies(activations: str | Sequence[str], num_layers: int) -> tuple[str, ...]:
+    policies = (activations,) * num_layers if isinstance(activations, str) else tuple(activations)
+    unknown = sorted(set(policies) - set(llama.ACTIVATION_POLICIES))
+    if unknown or len(policies) != num_layers:
+        raise ConfigError(
+            f"The activation policies are {', '.join(unknown) or f'{len(policies)} for {num_layers} layers'}.",
+            allowed=f"{', '.join(llama.ACTIVATION_POLICIES)}: one, or one for each layer",
+        )
+    return policies
+
+
+def _lora_form(settings: LoraSettings, form: str) -> LoraForm:
+    if form not in FORMS:
+        raise ConfigError(f"The adapter's form is {form!r}.", allowed=", ".join(FORMS))
+    if form == "folded" and settings.dropout:
+        raise ConfigError(
+            f"An adapter with dropout {settings.dropout} cannot be folded into the weights.",
+            allowed="separate with dropout", next_step="lora.dropout=0",
+        )
+    folded = form == "folded" or (form == "auto" and not settings.dropout)
+    return LoraForm(settings.scale, settings.dropout, folded)

@@ -1,0 +1,257 @@
+"""Frozen linear maps that share an input (q, k and v; gate and up), with their adapters: one product for all of them.
+
+Two forms of the same map, chosen when an adapter is attached and never changed by anything else:
+
+    separate    y = x Wᵀ + s (d(x) Aᵀ) Bᵀ       as PEFT computes it; d is dropout, a mask of its own for every map
+    folded      y = x W'ᵀ,  W' = W + s B A      without dropout; W' is formed in float32 and rounded once
+
+Folded, the forward and the gradient of x are bare products, and the adapter costs nothing there but its share of the
+kernel that writes the matrix. Its limit is the rounding of W': in bfloat16 the step of W is 2**-9 of W, and what s B A
+changes below half of that is lost for this product (not for the next update: A and B are float32). With rounding to
+nearest the error has mean zero over a matrix; tests/invariant/test_fast_trajectories.py measures what is left of it.
+
+Where matrices come from, also two ways:
+
+    stream      written at every use into one buffer that all groups share; nothing is kept
+    resident    written once and kept in the compute dtype; folded, again whenever the adapter has changed (`refold`)
+
+Both give the same numbers. The gradients of A and B are `ops.lora_gradients` in either form: with x the map's input,
+dA = s (dy B)ᵀ x and dB = s dyᵀ (x Aᵀ) need neither W nor W'.
+
+Dropout masks are a function of (seed, micro-step, layer, map), so a layer that computes its activations again, and a
+run that resumes, get the same ones, and no random state is kept or put back.
+
+Legend: T tokens, I in features, O out features of all maps of a group together, R rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from chulengo.errors import ConfigError
+from chulengo.kernels import ops
+from chulengo.kernels.reference.nf4 import NF4Weight
+
+WEIGHT_POLICIES = ("stream", "resident")
+
+
+@dataclass(slots=True, eq=False)
+class Factors:
+    """One map's adapter: A [R, I] and B [O, R], float32."""
+
+    a_RI: nn.Parameter
+    b_OR: nn.Parameter
+
+
+@dataclass(slots=True, eq=False)
+class LinearGroup:
+    """Linear maps with one input.
+
+    Attributes:
+        names: module paths, as the Hugging Face model has them, without `.weight`.
+        weights: [O_j, I] each: NF4, or plain in the compute dtype.
+        bias_O: of all maps, or None when none has one.
+        factors: the adapter of each map, or None.
+        resident_OI: the matrix of all maps, where the policy keeps it.
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[NF4Weight | Tensor, ...]
+    bias_O: Tensor | None
+    factors: list[Factors | None]
+    resident_OI: Tensor | None = None
+
+    @property
+    def widths(self) -> list[int]:
+        """Out features of each map."""
+        return [weight.shape[0] for weight in self.weights]
+
+    @property
+    def in_features(self) -> int:
+        """In features, the same for all maps."""
+        return self.weights[0].shape[1]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Returns A and B of every adapted map, in order."""
+        return [factor for pair in self.factors if pair is not None for factor in (pair.a_RI, pair.b_OR)]
+
+    def adapted(self, values: Iterable[Tensor]) -> Iterator[tuple[int, Tensor, Factors]]:
+        """Yields (index, value, factors) of the maps that have an adapter."""
+        for index, (value, pair) in enumerate(zip(values, self.factors, strict=True)):
+            if pair is not None:
+                yield index, value, pair
+
+
+@dataclass(frozen=True, slots=True)
+class LoraForm:
+    """How the adapters of a model enter its products."""
+
+    scale: float
+    dropout: float
+    folded: bool
+
+
+class Matrices:
+    """Makes the matrix of a group for a product, by the weights policy."""
+
+    def __init__(self, *, policy: str, dtype: torch.dtype, backend: str) -> None:
+        """Holds nothing yet; the buffer grows to the largest group at first use."""
+        if policy not in WEIGHT_POLICIES:
+            raise ConfigError(f"The weights policy is {policy!r}.", allowed=", ".join(WEIGHT_POLICIES))
+        self.policy, self.dtype, self.backend = policy, dtype, backend
+        self.form: LoraForm | None = None
+        self._buffer: Tensor | None = None
+
+    @property
+    def folded(self) -> bool:
+        """Whether the adapter is part of the matrix."""
+        return self.form is not None and self.form.folded
+
+    def of(self, group: LinearGroup) -> Tensor:
+        """Returns the matrix [O, I], the adapter in it when folded; only valid until the next call."""
+        only = group.weights[0] if len(group.weights) == 1 else None
+        if isinstance(only, Tensor) and not self._folds(group):
+            return only
+        if self.policy == "resident":
+            if group.resident_OI is None:
+                group.resident_OI = self._written(group, None)
+            return group.resident_OI
+        return self._written(group, self._buffer_for(group))
+
+    def refold(self, groups: Iterable[LinearGroup]) -> None:
+        """Writes the resident matrices again, in place, after the adapter has changed."""
+        for group in groups:
+            if group.resident_OI is not None and group.parameters():
+                self._written(group, group.resident_OI)
+
+    def release(self, groups: Iterable[LinearGroup]) -> None:
+        """Forgets the resident matrices: the form, or which maps have an adapter, has changed."""
+        for group in groups:
+            group.resident_OI = None
+
+    def _folds(self, group: LinearGroup) -> bool:
+        return self.folded and any(pair is not None for pair in group.factors)
+
+    def _buffer_for(self, group: LinearGroup) -> Tensor:
+        rows, columns = sum(group.widths), group.in_features
+        if self._buffer is None or self._buffer.numel() < rows * columns:
+            self._buffer = torch.empty(rows * columns, dtype=self.dtype, device=_device(group))
+        return self._buffer[: rows * columns].view(rows, columns)
+
+    def _written(self, group: LinearGroup, out_OI: Tensor | None) -> Tensor:
+        if out_OI is None:
+            out_OI = torch.empty((sum(group.widths), group.in_features), dtype=self.dtype, device=_device(group))
+        parts = torch.split(out_OI, group.widths)
+        for part, weight, pair in zip(parts, group.weights, group.factors, strict=True):
+            a, b = (pair.a_RI, pair.b_OR) if pair is not None and self.folded else (None, None)
+            scale = self.form.scale if self.form is not None else 1.0
+            if isinstance(weight, NF4Weight):
+                ops.dequantize_nf4(
+                    weight, self.dtype, lora_a_RI=a, lora_b_OR=b, lora_scale=scale, out=part, backend=self.backend
+                )
+            elif a is not None and b is not None:
+                part.copy_(weight.float() + scale * (b.detach() @ a.detach()))
+            else:
+                part.copy_(weight)
+        return out_OI
+
+
+def multiply(x_TI: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None) -> Tensor:
+    """Returns all maps of a group on one input, [T, O], outside of autograd.
+
+    Args:
+        x_TI: the input.
+        group: the maps.
+        matrices: where their matrix comes from.
+        seed: of the dropout masks; None: no dropout.
+    """
+    y_TO = nn.functional.linear(x_TI, matrices.of(group), group.bias_O)
+    form = matrices.form
+    if form is None or form.folded:
+        return y_TO
+    for index, y_TN, pair in group.adapted(torch.split(y_TO, group.widths, dim=1)):
+        a_RI, b_OR = pair.a_RI.detach().to(x_TI.dtype), pair.b_OR.detach().to(x_TI.dtype)
+        y_TN.addmm_(_dropped(x_TI, form, seed, index) @ a_RI.t(), b_OR.t(), alpha=form.scale)
+    return y_TO
+
+
+def input_gradient(dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None) -> Tensor:
+    """Returns dx [T, I]: dy W', or dy W + s d((dy B) A).
+
+    Args:
+        dy_TO: gradient of `multiply`'s result.
+        group: the maps.
+        matrices: as in the forward.
+        seed: as in the forward.
+    """
+    dx_TI = dy_TO @ matrices.of(group)
+    form = matrices.form
+    if form is None or form.folded:
+        return dx_TI
+    for index, dy_TN, pair in group.adapted(torch.split(dy_TO, group.widths, dim=1)):
+        a_RI, b_OR = pair.a_RI.detach().to(dy_TO.dtype), pair.b_OR.detach().to(dy_TO.dtype)
+        u_TR = dy_TN @ b_OR
+        if form.dropout and seed is not None:
+            dx_TI += _dropped(form.scale * (u_TR @ a_RI), form, seed, index)
+        else:
+            dx_TI.addmm_(u_TR, a_RI, alpha=form.scale)
+    return dx_TI
+
+
+def factor_gradients(
+    x_TI: Tensor, dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None
+) -> list[Tensor]:
+    """Returns dA and dB of every adapted map, in the order of `LinearGroup.parameters`.
+
+    Args:
+        x_TI: the input, as in the forward.
+        dy_TO: gradient of `multiply`'s result.
+        group: the maps.
+        matrices: as in the forward.
+        seed: as in the forward.
+    """
+    form = matrices.form
+    members = list(group.adapted(torch.split(dy_TO, group.widths, dim=1)))
+    if form is None or not members:
+        return []
+    # with dropout every map has an input of its own, without it they share one
+    own_inputs = bool(form.dropout) and seed is not None
+    batches = [[member] for member in members] if own_inputs else [members]
+    gradients = []
+    for batch in batches:
+        x = _dropped(x_TI, form, seed, batch[0][0])
+        das, dbs = ops.lora_gradients(
+            x, [dy for _, dy, _ in batch], [pair.a_RI for _, _, pair in batch], [pair.b_OR for _, _, pair in batch],
+            form.scale, backend=matrices.backend,
+        )  # fmt: skip
+        gradients += [gradient for pair in zip(das, dbs, strict=True) for gradient in pair]
+    return gradients
+
+
+def seed_of(*numbers: int) -> int:
+    """Returns a seed for a generator, of (run's seed, micro-step, layer, …): near numbers give unrelated seeds."""
+    text = ",".join(map(str, numbers)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
+
+
+def dropout_mask(shape: torch.Size, dropout: float, seed: int, index: int, device: torch.device) -> Tensor:
+    """Returns which values one map of a group keeps, bool; the same whenever it is asked for."""
+    generator = torch.Generator(device).manual_seed(seed_of(seed, index))
+    return torch.rand(shape, generator=generator, device=device) >= dropout
+
+
+def _dropped(x_TI: Tensor, form: LoraForm, seed: int | None, index: int) -> Tensor:
+    if not form.dropout or seed is None:
+        return x_TI
+    mask_TI = dropout_mask(x_TI.shape, form.dropout, seed, index, x_TI.device)
+    return torch.where(mask_TI, x_TI * (1 / (1 - form.dropout)), 0)
+
+
+def _device(group: LinearGroup) -> torch.device:
+    weight = group.weights[0]
+    return weight.packed.device if isinstance(weight, NF4Weight) else weight.device

@@ -1,0 +1,320 @@
+"""The fast engine's decoder: Llama, Mistral and Qwen over packed tokens, each layer's backward written by hand.
+
+A layer, on the residual stream h (sums are made by the norm that reads them):
+
+    x  = norm(h)         q, k, v = x Wqkvᵀ     (Qwen 3: q, k = norm of each head)     q, k = rope(q, k)
+    a  = attention(q, k, v)                    within each packed sequence
+    h' = h + a Woᵀ       x' = norm(h')         gate, up = x' Wgᵀ, x' Wuᵀ              p = silu(gate) up
+    h" = h' + p Wdᵀ
+
+Attention in the middle keeps what it needs by itself (q, k, v, a and a sum of exponentials). What surrounds it is two
+autograd functions, before and after, so that what each keeps for its backward is decided here and not by what happens
+to be an argument of some operation. Three policies, layer by layer:
+
+    keep        h, x, h', x', gate, up, p
+    selective   h, h', gate, up: the norms and SwiGLU are computed again, the products are not
+    full        h alone: the layer up to gate and up is computed again; the last product, which nothing but the next
+                layer needs, is not
+
+For Llama 2 7B in bf16, with attention's share: 130, 92 and 8 KB a token and layer. All three give the same gradients
+bit for bit, since what is computed again is computed by the same operations from the same numbers. `torch.utils.
+checkpoint` would do for `full`, but computes the last product again (22 % of a layer's weights), as a function cannot
+stop in its middle; and for `selective` it looks at every operation of every step.
+
+The frozen weights never appear in autograd's graph: a backward asks `Matrices` for them again, which is what lets one
+buffer serve all of them.
+
+Legend: T tokens, D model features, N query heads, K key heads, H head size, I intermediate features, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from chulengo.kernels import ops
+from chulengo.model.linear_group import LinearGroup, Matrices, factor_gradients, input_gradient, multiply, seed_of
+from chulengo.model.llama_weights import LlamaLayer, LlamaWeights
+from chulengo.model.packed_inputs import PackedInputs
+
+ACTIVATION_POLICIES = ("keep", "selective", "full")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """What all layers of one forward and its backward share.
+
+    Attributes:
+        inputs: the tokens.
+        cos_SP: float32 [positions, H/2].
+        sin_SP: likewise.
+        head_size: H.
+        eps: of the norms.
+        matrices: where weights come from.
+        seed: of the dropout masks of this micro-step; None: no dropout.
+        backend: of the kernels.
+    """
+
+    inputs: PackedInputs
+    cos_SP: Tensor
+    sin_SP: Tensor
+    head_size: int
+    eps: float
+    matrices: Matrices
+    seed: int | None
+    backend: str
+
+    def seed_for(self, layer: LlamaLayer, group: int) -> int | None:
+        """Returns the seed of the dropout masks of one group of maps."""
+        return None if self.seed is None else seed_of(self.seed, layer.index, group)
+
+
+def summed_nll(weights: LlamaWeights, run: Pass, activations: Sequence[str]) -> Tensor:
+    """Returns the summed negative log-likelihood of the targets, in nats, float32 [], differentiable.
+
+    Args:
+        weights: of the model.
+        run: the inputs, with targets.
+        activations: the policy of each layer.
+    """
+    h_TD = _stream(weights, run, activations)
+    # only states from which a target is predicted go on; their logits exist a chunk at a time
+    states_ND = h_TD.index_select(0, run.inputs.place_N)
+    normed_ND, _ = ops.rms_norm(states_ND, weights.final_norm_D, run.eps, backend=run.backend)
+    return ops.linear_cross_entropy(normed_ND, weights.head_VD, run.inputs.target_N, backend=run.backend)
+
+
+def logits(weights: LlamaWeights, run: Pass, activations: Sequence[str]) -> Tensor:
+    """Returns the logits of every token, [T, V] in the compute dtype.
+
+    Args:
+        weights: of the model.
+        run: the inputs.
+        activations: the policy of each layer.
+    """
+    h_TD = _stream(weights, run, activations)
+    normed_TD, _ = ops.rms_norm(h_TD, weights.final_norm_D, run.eps, backend=run.backend)
+    return normed_TD @ weights.head_VD.t()
+
+
+def decoder_layer(
+    branch_TD: Tensor, residual_TD: Tensor | None, layer: LlamaLayer, run: Pass, policy: str
+) -> tuple[Tensor, Tensor]:
+    """Returns what a layer adds to the residual stream, and the stream before that, both [T, D].
+
+    Args:
+        branch_TD: what the layer before adds.
+        residual_TD: the stream before that; None: `branch_TD` is the stream.
+        layer: its weights.
+        run: the pass.
+        policy: what to keep for the backward.
+    """
+    if policy == "full":
+        h_TD = branch_TD if residual_TD is None else branch_TD + residual_TD
+        branch_TD, residual_TD = _FullRecompute.apply(  # type: ignore[no-untyped-call]
+            h_TD, layer, run, *layer.parameters()
+        )
+        return branch_TD, residual_TD
+    attended_TD, h_TD = _attend(branch_TD, residual_TD, layer, run, policy == "keep")
+    return _after_attention(attended_TD, h_TD, layer, run, policy == "keep", True)
+
+
+def _stream(weights: LlamaWeights, run: Pass, activations: Sequence[str]) -> Tensor:
+    branch_TD = torch.nn.functional.embedding(run.inputs.ids_T, weights.embedding_VD)
+    residual_TD = None
+    for layer, policy in zip(weights.layers, activations, strict=True):
+        branch_TD, residual_TD = decoder_layer(branch_TD, residual_TD, layer, run, policy)
+    return branch_TD if residual_TD is None else branch_TD + residual_TD
+
+
+def _attend(
+    branch_TD: Tensor, residual_TD: Tensor | None, layer: LlamaLayer, run: Pass, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns attention's output [T, N*H] and the stream h [T, D]."""
+    q_TNH, k_TKH, v_TKH, h_TD = _BeforeAttention.apply(  # type: ignore[no-untyped-call]
+        branch_TD, residual_TD, layer, run, keep, *layer.qkv.parameters()
+    )
+    inputs = run.inputs
+    a_TNH = ops.packed_attention(
+        q_TNH, k_TKH, v_TKH, inputs.cu_seqlens, inputs.max_seqlen, backend=run.backend
+    )
+    return a_TNH.flatten(1), h_TD
+
+
+def _after_attention(
+    attended_TD: Tensor, h_TD: Tensor, layer: LlamaLayer, run: Pass, keep: bool, last_product: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns p Wdᵀ (zeros that cost nothing without `last_product`) and h', both [T, D]."""
+    factors = [factor for group in (layer.o, layer.gate_up, layer.down) for factor in group.parameters()]
+    both: tuple[Tensor, Tensor] = _AfterAttention.apply(  # type: ignore[no-untyped-call]
+        attended_TD, h_TD, layer, run, keep, last_product, *factors
+    )
+    return both
+
+
+def _heads(y_TO: Tensor, layer: LlamaLayer, head_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns views q [T, N, H], k and v [T, K, H] of the stacked product."""
+    q, k, v = (part.view(part.shape[0], -1, head_size) for part in torch.split(y_TO, layer.qkv.widths, dim=1))
+    return q, k, v
+
+
+class _BeforeAttention(torch.autograd.Function):
+    """(branch, residual) -> q, k (turned), v, and h = branch + residual.
+
+    h is an output even where it is the input itself, so that both of its gradients are summed by the norm's backward,
+    rounded once, whatever the policy.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, branch_TD: Tensor, residual_TD: Tensor | None, layer: LlamaLayer, run: Pass, keep: bool,
+        *factors: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        norm = ops.implementation("rms_norm", branch_TD, run.backend)
+        rope = ops.implementation("rope", branch_TD, run.backend)
+        x_TD, h_TD, rstd_T = norm.forward(branch_TD, residual_TD, layer.input_norm_D, run.eps)
+        y_TO = multiply(x_TD, layer.qkv, run.matrices, run.seed_for(layer, 0))
+        q, k, v = _heads(y_TO, layer, run.head_size)
+        # v shares its memory with q and k before their turn; where those need not stay, it moves out
+        unturned_TO, v = (y_TO, v) if layer.q_norm_H is not None else (None, v.contiguous())
+        head_rstds: list[Tensor | None] = [None, None]
+        if layer.q_norm_H is not None and layer.k_norm_H is not None:
+            q, head_rstds[0] = _norm_heads(norm, q, layer.q_norm_H, run.eps)
+            k, head_rstds[1] = _norm_heads(norm, k, layer.k_norm_H, run.eps)
+        q, k = rope.forward(q, k, run.cos_SP, run.sin_SP, run.inputs.position_T)
+        ctx.save_for_backward(h_TD, rstd_T, x_TD if keep else None, unturned_TO, *head_rstds)
+        ctx.layer, ctx.run = layer, run
+        return q, k, v, h_TD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dq_TNH: Tensor, dk_TKH: Tensor, dv_TKH: Tensor, dh_TD: Tensor) -> Any:
+        h_TD, rstd_T, x_TD, unturned_TO, q_rstd, k_rstd = ctx.saved_tensors
+        layer, run = ctx.layer, ctx.run
+        norm = ops.implementation("rms_norm", h_TD, run.backend)
+        rope = ops.implementation("rope", h_TD, run.backend)
+        seed = run.seed_for(layer, 0)
+        dq, dk = rope.backward(dq_TNH, dk_TKH, run.cos_SP, run.sin_SP, run.inputs.position_T)
+        if layer.q_norm_H is not None:
+            q, k, _ = _heads(unturned_TO, layer, run.head_size)
+            dq = _norm_heads_backward(norm, dq, q, layer.q_norm_H, q_rstd)
+            dk = _norm_heads_backward(norm, dk, k, layer.k_norm_H, k_rstd)
+        dy_TO = torch.cat([dq.flatten(1), dk.flatten(1), dv_TKH.flatten(1)], dim=1)
+        dfactors: list[Tensor] = []
+        if layer.qkv.parameters():
+            if x_TD is None:
+                x_TD, _, _ = norm.forward(h_TD, None, layer.input_norm_D, run.eps)
+            dfactors = factor_gradients(x_TD, dy_TO, layer.qkv, run.matrices, seed)
+        if not ctx.needs_input_grad[0]:  # the embeddings are frozen: the first layer's input needs none
+            return None, None, None, None, None, *dfactors
+        dx_TD = input_gradient(dy_TO, layer.qkv, run.matrices, seed)
+        dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.input_norm_D, rstd_T)
+        return dstream_TD, dstream_TD if ctx.needs_input_grad[1] else None, None, None, None, *dfactors
+
+
+class _AfterAttention(torch.autograd.Function):
+    """(a, h) -> p Wdᵀ and h' = h + a Woᵀ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, attended_TD: Tensor, h_TD: Tensor, layer: LlamaLayer, run: Pass, keep: bool, last_product: bool,
+        *factors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        norm = ops.implementation("rms_norm", h_TD, run.backend)
+        swiglu = ops.implementation("swiglu", h_TD, run.backend)
+        o_TD = multiply(attended_TD, layer.o, run.matrices, run.seed_for(layer, 1))
+        x_TD, h_TD, rstd_T = norm.forward(o_TD, h_TD, layer.after_norm_D, run.eps)
+        both_T2I = multiply(x_TD, layer.gate_up, run.matrices, run.seed_for(layer, 2))
+        product_TI = swiglu.forward(*both_T2I.chunk(2, dim=1))
+        if last_product:
+            down_TD = multiply(product_TI, layer.down, run.matrices, run.seed_for(layer, 3))
+        else:
+            down_TD = h_TD.new_zeros(()).expand(h_TD.shape)
+        kept = (x_TD, product_TI) if keep else (None, None)
+        ctx.save_for_backward(attended_TD, h_TD, rstd_T, both_T2I, *kept)
+        ctx.layer, ctx.run = layer, run
+        return down_TD, h_TD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, ddown_TD: Tensor, dh_TD: Tensor) -> Any:
+        attended_TD, h_TD, rstd_T, both_T2I, x_TD, product_TI = ctx.saved_tensors
+        layer, run = ctx.layer, ctx.run
+        matrices = run.matrices
+        norm = ops.implementation("rms_norm", h_TD, run.backend)
+        swiglu = ops.implementation("swiglu", h_TD, run.backend)
+        o_seed, gate_up_seed, down_seed = (run.seed_for(layer, group) for group in (1, 2, 3))
+
+        dproduct_TI = input_gradient(ddown_TD, layer.down, matrices, down_seed)
+        again_TI = None
+        if product_TI is None and layer.down.parameters():
+            again_TI = torch.empty_like(dproduct_TI)
+        dboth_T2I = torch.empty_like(both_T2I)
+        dgate_TI, dup_TI = dboth_T2I.chunk(2, dim=1)
+        swiglu.backward(
+            dproduct_TI, *both_T2I.chunk(2, dim=1), dgate_TI=dgate_TI, dup_TI=dup_TI, product_TI=again_TI
+        )
+        ddown_factors = _factor_gradients(
+            product_TI if again_TI is None else again_TI, ddown_TD, layer.down, matrices, down_seed
+        )
+        del dproduct_TI, again_TI
+        if x_TD is None and layer.gate_up.parameters():
+            x_TD, _, _ = norm.forward(h_TD, None, layer.after_norm_D, run.eps)
+        dgate_up_factors = _factor_gradients(x_TD, dboth_T2I, layer.gate_up, matrices, gate_up_seed)
+        dx_TD = input_gradient(dboth_T2I, layer.gate_up, matrices, gate_up_seed)
+        del dboth_T2I, dgate_TI, dup_TI
+        dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.after_norm_D, rstd_T)
+        do_factors = _factor_gradients(attended_TD, dstream_TD, layer.o, matrices, o_seed)
+        dattended_TD = None
+        if ctx.needs_input_grad[0]:
+            dattended_TD = input_gradient(dstream_TD, layer.o, matrices, o_seed)
+        dfactors = (*do_factors, *dgate_up_factors, *ddown_factors)
+        return dattended_TD, dstream_TD, None, None, None, None, *dfactors
+
+
+class _FullRecompute(torch.autograd.Function):
+    """h -> a whole layer; the backward computes the layer again, but for its last product."""
+
+    @staticmethod
+    def forward(ctx: Any, h_TD: Tensor, layer: LlamaLayer, run: Pass, *factors: Tensor) -> tuple[Tensor, Tensor]:
+        attended_TD, _ = _attend(h_TD, None, layer, run, False)
+        ctx.save_for_backward(h_TD)
+        ctx.layer, ctx.run = layer, run
+        return _after_attention(attended_TD, h_TD, layer, run, False, True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, ddown_TD: Tensor, dh_TD: Tensor) -> Any:
+        layer, run = ctx.layer, ctx.run
+        h_TD = ctx.saved_tensors[0].detach().requires_grad_(ctx.needs_input_grad[0])
+        factors = [factor for factor in layer.parameters() if factor.requires_grad]
+        wanted = ([h_TD] if h_TD.requires_grad else []) + factors
+        with torch.enable_grad():
+            attended_TD, stream_TD = _attend(h_TD, None, layer, run, True)
+            outputs = _after_attention(attended_TD, stream_TD, layer, run, True, False)
+        gradients = list(torch.autograd.grad(outputs, wanted, (ddown_TD, dh_TD)))
+        return gradients.pop(0) if h_TD.requires_grad else None, None, None, *gradients
+
+
+def _norm_heads(norm: Any, x_TNH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Returns the norm of each head [T, N, H], and rstd [T*N]."""
+    y, _, rstd = norm.forward(x_TNH.flatten(0, 1), None, weight_H, eps)
+    return y.view(x_TNH.shape), rstd
+
+
+def _norm_heads_backward(norm: Any, dy_TNH: Tensor, x_TNH: Tensor, weight_H: Tensor, rstd: Tensor) -> Tensor:
+    dx, _ = norm.backward(dy_TNH.flatten(0, 1), None, x_TNH.flatten(0, 1), weight_H, rstd)
+    gradient: Tensor = dx.view(x_TNH.shape)
+    return gradient
+
+
+def _factor_gradients(
+    x_TI: Tensor | None, dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None
+) -> list[Tensor]:
+    """Returns dA and dB of a group, [] when it has none and its input was not kept."""
+    return [] if x_TI is None else factor_gradients(x_TI, dy_TO, group, matrices, seed)

@@ -1,0 +1,243 @@
+"""LoRA on the fast engine's linear maps (https://arxiv.org/abs/2106.09685), with PEFT's files in and out.
+
+The files are PEFT's: `adapter_config.json` is written by PEFT's own `LoraConfig` (targets by their short names),
+tensors have the names that PEFT gives them on the Hugging Face model, so an adapter moves between the engines,
+and to everybody else, without conversion. The initial values too: one seed gives both engines the same A, bit for bit.
+
+A and B are float32, whatever the compute dtype, as PEFT holds them: a bf16 weight with a learning rate of 2e-4 rounds
+most AdamW updates away.
+
+What PEFT can and this cannot (DoRA, adapters of embeddings, several ranks in one adapter, …) is an error that names
+the reference engine; a setting of an adapter file that is not known to be harmless is one too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chulengo.errors import ConfigError, ModelError, nearest
+from chulengo.model.linear_group import Factors, LinearGroup
+from chulengo.model.llama_shape import refuse
+from chulengo.model.load import quiet_libraries
+from chulengo.model.plan_shapes import LINEAR_NAMES
+
+ALL_LINEAR = "all-linear"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+# settings of adapter_config.json that are read here, or that change nothing once the adapter is written
+READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_lora_weights")
+HARMLESS = (
+    "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
+    "megatron_core", "qalora_group_size", "layers_pattern", "ensure_weight_tying",
+)  # fmt: skip
+# others say how A and B began by changing the base weights, which the adapter file does not hold
+PLAIN_BEGINNINGS = (True, False, "gaussian", "orthogonal")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """What an adapter is, but for its values. `targets` are names among the seven linear maps."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+    rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def lora_settings(
+    *, rank: int, alpha: float, dropout: float, targets: Sequence[str], rslora: bool, dora: bool = False,
+    train_head: bool = False, train_embeddings: bool = False,
+) -> LoraSettings:
+    """Returns checked settings.
+
+    Raises:
+        ConfigError: a value that is out of range, or that the fast engine does not have.
+    """
+    for name, wanted in (("dora", dora), ("train_head", train_head), ("train_embeddings", train_embeddings)):
+        if wanted:
+            raise ConfigError(
+                f"lora.{name} is true, which the fast engine does not have.", allowed="false",
+                next_step="--set model.engine=reference",
+            )
+    if rank < 1:
+        raise ConfigError(f"lora.rank is {rank}.", allowed="1 and above")
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"lora.dropout is {dropout}.", allowed="0 up to, not including, 1")
+    if tuple(targets) == (ALL_LINEAR,):
+        return LoraSettings(rank, alpha, dropout, LINEAR_NAMES, rslora)
+    unknown = [name for name in targets if name not in LINEAR_NAMES]
+    if unknown or not targets:
+        close = nearest(unknown[0], LINEAR_NAMES) if unknown else None
+        raise ConfigError(
+            f"lora.targets is {list(targets)}.", allowed=f"[{ALL_LINEAR}] alone, or among {', '.join(LINEAR_NAMES)}",
+            next_step=f"lora.targets=[{close or ALL_LINEAR}]",
+        )
+    chosen = tuple(name for name in LINEAR_NAMES if name in targets)
+    return LoraSettings(rank, alpha, dropout, chosen, rslora)
+
+
+def attach_fresh(groups: Sequence[LinearGroup], settings: LoraSettings, *, seed: int, device: torch.device) -> None:
+    """Gives every targeted map a new A and B = 0, the only parameters that are trained.
+
+    Args:
+        groups: all maps of the model, in order.
+        settings: of the adapter.
+        seed: of A; the global random state is left as it was.
+        device: where A and B go.
+    """
+    rank = settings.rank
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for group in groups:
+            for index, (name, width) in enumerate(zip(group.names, group.widths, strict=True)):
+                group.factors[index] = None
+                if name.rsplit(".", 1)[-1] not in settings.targets:
+                    continue
+                # PEFT makes two linear layers, whose own initial values it then draws again: the same draws here
+                a, b = nn.Linear(group.in_features, rank, bias=False), nn.Linear(rank, width, bias=False)
+                nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
+                nn.init.zeros_(b.weight)
+                group.factors[index] = _factors(a.weight, b.weight, device, trainable=True)
+
+
+def named_factors(groups: Sequence[LinearGroup]) -> dict[str, nn.Parameter]:
+    """Returns A and B of every adapted map under the names that PEFT's files have for them."""
+    found: dict[str, nn.Parameter] = {}
+    for group in groups:
+        for name, pair in zip(group.names, group.factors, strict=True):
+            if pair is not None:
+                found[f"{PREFIX}{name}.lora_A.weight"] = pair.a_RI
+                found[f"{PREFIX}{name}.lora_B.weight"] = pair.b_OR
+    return found
+
+
+def read_adapter(
+    groups: Sequence[LinearGroup], folder: Path, *, device: torch.device, trainable: bool
+) -> LoraSettings:
+    """Returns the settings of a PEFT adapter after giving its values to the maps it is for.
+
+    Raises:
+        ModelError: no adapter, one of another model, or one with a part that the fast engine does not have.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    settings = _read_settings(folder)
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise ModelError(f"{folder} has no {WEIGHTS_FILE}.", next_step="copy the adapter again")
+    try:
+        stored = load_file(str(file))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} cannot be read: {error}", next_step="copy the adapter again") from error
+    expected = _expected_shapes(groups, settings)
+    wrong = [name for name in expected.keys() | stored.keys()
+             if name not in expected or name not in stored or tuple(stored[name].shape) != expected[name]]  # fmt: skip
+    if wrong:
+        raise ModelError(
+            f"The adapter in {folder} cannot be put on this model: {len(wrong)} tensors differ, such as "
+            f"{sorted(wrong)[0]}.",
+            next_step="give the base model that the adapter was trained on (adapter_config.json names it)",
+        )
+    for group in groups:
+        for index, name in enumerate(group.names):
+            key = f"{PREFIX}{name}.lora_A.weight"
+            pair = (stored[key], stored[key.replace("lora_A", "lora_B")]) if key in stored else None
+            group.factors[index] = None if pair is None else _factors(*pair, device, trainable=trainable)
+    return settings
+
+
+def write_adapter(
+    groups: Sequence[LinearGroup], settings: LoraSettings, folder: Path, *, base_name: str
+) -> None:
+    """Writes `adapter_config.json` and `adapter_model.safetensors` as PEFT does.
+
+    Args:
+        groups: all maps of the model.
+        settings: of the adapter.
+        folder: made if it is not there.
+        base_name: of the base model, for `base_model_name_or_path`.
+    """
+    import peft
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet_libraries():
+        config = peft.LoraConfig(
+            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, use_rslora=settings.rslora,
+            target_modules=sorted(settings.targets), bias="none", task_type="CAUSAL_LM", inference_mode=True,
+            base_model_name_or_path=base_name,
+        )  # fmt: skip
+        config.target_modules = sorted(settings.targets)  # PEFT makes a set of it, whose order changes
+        config.save_pretrained(str(folder))
+    tensors = {name: value.detach().cpu().contiguous() for name, value in named_factors(groups).items()}
+    save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
+
+
+def _read_settings(folder: Path) -> LoraSettings:
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        what = "is a model, not an adapter" if (folder / "config.json").is_file() else f"has no {CONFIG_FILE}"
+        raise ModelError(
+            f"{folder} {what}.", allowed=f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
+            next_step="give the run's adapter folder: RUN/adapter",
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file} is not valid JSON: {error}", next_step="copy the adapter again") from error
+    _check_known(config, folder)
+    targets = config.get("target_modules")
+    # names, or (PEFT 0.21.2 for all-linear) the paths of the modules; a layer left out shows in the tensors' names
+    names = {str(target).rsplit(".", 1)[-1] for target in targets} if isinstance(targets, list) else set()
+    if not names or not names <= set(LINEAR_NAMES):
+        raise refuse(f"The adapter in {folder} has the targets {targets}.", allowed=", ".join(LINEAR_NAMES))
+    return LoraSettings(
+        int(config["r"]), float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)),
+        tuple(name for name in LINEAR_NAMES if name in names), bool(config.get("use_rslora", False)),
+    )
+
+
+def _check_known(config: Mapping[str, Any], folder: Path) -> None:
+    if config.get("peft_type") != "LORA":
+        raise refuse(f"The adapter in {folder} is of type {config.get('peft_type')}.", allowed="LORA")
+    if config.get("init_lora_weights", True) not in PLAIN_BEGINNINGS:
+        raise refuse(f"The adapter in {folder} began with init_lora_weights={config['init_lora_weights']!r}.")
+    # anything else must be off: a setting that came after this was written may change what is computed
+    for name, value in config.items():
+        if name not in READ and name not in HARMLESS and value not in (None, False, "none", [], {}):
+            raise refuse(f"The adapter in {folder} has {name}={value!r}, which the fast engine does not have.")
+
+
+def _expected_shapes(groups: Sequence[LinearGroup], settings: LoraSettings) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for group in groups:
+        for name, width in zip(group.names, group.widths, strict=True):
+            if name.rsplit(".", 1)[-1] in settings.targets:
+                shapes[f"{PREFIX}{name}.lora_A.weight"] = (settings.rank, group.in_features)
+                shapes[f"{PREFIX}{name}.lora_B.weight"] = (width, settings.rank)
+    return shapes
+
+
+def _factors(a_RI: Tensor, b_OR: Tensor, device: torch.device, *, trainable: bool) -> Factors:
+    return Factors(
+        *(
+            nn.Parameter(x.detach().to(device=device, dtype=torch.float32, copy=True), requires_grad=trainable)
+            for x in (a_RI, b_OR)
+        )
+    )

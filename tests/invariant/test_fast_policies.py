@@ -1,0 +1,225 @@
+"""The fast engine's policies change when things are computed, never what: bit for bit where operations are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from chulengo.data.batches import collate_packed, collate_padded
+from chulengo.model import linear_group, llama
+from chulengo.model.fast import FastModel
+from chulengo.model.linear_group import dropout_mask, seed_of
+from chulengo.model.loss import supervised_nll
+from chulengo.model.packed_inputs import PackedInputs, pack_batch
+from fast_models import (
+    LORA,
+    distance,
+    gradients,
+    make_family,
+    make_fast,
+    make_reference,
+    randomise,
+    reference_factors,
+)
+from training_kit import assert_equal_tensors, make_rows
+
+ROWS = make_rows(6, seed=4)
+BATCH = collate_packed([ROWS[:3], ROWS[3:]], pad_id=0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Products this small only make threads wait for each other: on two busy cores 244 s instead of 36."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = make_family(family, tmp_path_factory.mktemp("family"))
+        return made[family]
+
+    return get
+
+
+def model_of(path: Path, *, lora: dict[str, Any] | None = None, **settings: Any) -> FastModel:
+    model = make_fast(path, lora=lora, **settings)
+    randomise(model.named_parameters())
+    model.train()
+    return model
+
+
+def outcome(model: FastModel, batch: Any = BATCH) -> dict[str, Tensor]:
+    nll, found = gradients(model, batch)
+    assert len(found) == len(model.trainable_parameters()) > 0
+    return found | {"loss": nll}
+
+
+LORAS = [
+    pytest.param({"form": "folded"}, id="folded"), pytest.param({"form": "separate"}, id="separate"),
+    pytest.param({"dropout": 0.2}, id="dropout"),
+    pytest.param({"targets": ("down_proj", "k_proj"), "form": "folded"}, id="some maps"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lora", LORAS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama with shared key heads", "qwen 3"])
+def test_recomputing_is_keeping(folder: Any, family: str, dtype: str, lora: dict[str, Any]) -> None:
+    settings = {"compute_dtype": dtype, "lora": lora}
+    kept = outcome(model_of(folder(family), **settings))
+    for policy in ("selective", "full", ["keep", "selective", "full", "full"]):
+        assert_equal_tensors(kept, outcome(model_of(folder(family), activations=policy, **settings)))
+
+
+def test_a_recomputation_that_differs_is_seen(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = outcome(model_of(folder("qwen 3")))
+    right = llama.ops.implementation("swiglu", torch.zeros(1)).backward
+
+    def wrong(*args: Any, product_TI: Tensor | None = None, **more: Any) -> None:
+        right(*args, product_TI=product_TI, **more)
+        if product_TI is not None:
+            product_TI *= 1 + 1e-6
+
+    monkeypatch.setattr(llama.ops.implementation("swiglu", torch.zeros(1)), "backward", wrong)
+    with pytest.raises(AssertionError):
+        assert_equal_tensors(kept, outcome(model_of(folder("qwen 3"), activations="selective")))
+
+
+@pytest.mark.parametrize("lora", LORAS)
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resident_is_stream(folder: Any, dtype: str, quantization: str, lora: dict[str, Any]) -> None:
+    settings = {"compute_dtype": dtype, "lora": lora, "quantization": quantization}
+    models = [model_of(folder("qwen 2"), weights=policy, **settings) for policy in ("stream", "resident")]
+    for step in range(2):
+        first, second = (outcome(model) for model in models)
+        assert_equal_tensors(first, second)
+        for model in models:
+            # through .data, which leaves no trace in a tensor's version, as bitsandbytes' optimisers write
+            for number, parameter in enumerate(model.trainable_parameters()):
+                parameter.data.add_(0.01 * (number % 3 + step + 1))
+
+
+def test_resident_matrices_follow_the_adapter_only_when_told(folder: Any) -> None:
+    model = model_of(folder("qwen 2"), weights="resident")
+    before, _ = model.nll(BATCH)
+    for parameter in model.trainable_parameters():
+        parameter.data.mul_(2)
+    assert torch.equal(model.nll(BATCH, refold=False)[0], before)
+    assert not torch.equal(model.nll(BATCH)[0], before)
+
+
+def test_stream_holds_one_matrix(folder: Any) -> None:
+    model = model_of(folder("qwen 2"))
+    outcome(model)
+    sizes = [sum(group.widths) * group.in_features for group in model.weights.groups()]
+    assert model._matrices._buffer is not None
+    assert model._matrices._buffer.numel() == max(sizes)
+    assert all(group.resident_OI is None for group in model.weights.groups())
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor], most: float = 1e-5) -> None:
+    wrong = {name: distance(found[name], value) for name, value in expected.items()}
+    assert max(wrong.values()) <= most, wrong
+
+
+@pytest.mark.parametrize("form", ["folded", "separate"])
+def test_packed_is_unpacked(folder: Any, form: str) -> None:
+    model = model_of(folder("llama 3 rope"), lora={"form": form})
+    alone = [outcome(model, collate_padded([row], pad_id=0)) for row in ROWS]
+    expected = {name: torch.stack([part[name] for part in alone]).sum(0) for name in alone[0]}
+    for batch in (
+        collate_padded(ROWS, pad_id=0), BATCH, collate_packed([ROWS], pad_id=0),
+        collate_packed([ROWS[:1], ROWS[1:]], pad_id=0, flatten=True),
+    ):  # fmt: skip
+        close(outcome(model, batch), expected)
+    wrong = pack_batch(collate_packed([ROWS], pad_id=0))
+    joined = PackedInputs(
+        wrong.ids_T, wrong.position_T, wrong.cu_seqlens[[0, -1]], len(wrong.ids_T), wrong.place_N, wrong.target_N,
+        wrong.num_targets,
+    )
+    model.shape = model_of(folder("llama 3 rope"), max_seq_tokens=512).shape
+    seeing_each_other = outcome(model, joined)
+    with pytest.raises(AssertionError):
+        close(seeing_each_other, expected)
+
+
+def test_filled_up_to_static_shapes(folder: Any) -> None:
+    model = model_of(folder("mistral"))
+    filled = pack_batch(BATCH, max_sequences=20, max_targets=300)
+    expected = outcome(model)
+    assert_equal_tensors({"loss": expected.pop("loss")}, {"loss": outcome(model, filled)["loss"]})
+    close(outcome(model, filled), expected, 1e-6)
+    assert model.nll(filled)[1] == model.nll(BATCH)[1]
+
+
+def test_accumulated_is_whole(folder: Any) -> None:
+    model = model_of(folder("qwen 2"), weights="resident")
+    expected = outcome(model, collate_padded(ROWS, pad_id=0))
+    for parameter in model.trainable_parameters():
+        parameter.grad = None
+    for number, start in enumerate(range(0, 6, 2)):
+        model.nll(collate_padded(ROWS[start : start + 2], pad_id=0), refold=number == 0)[0].backward()
+    close({name: p.grad for name, p in model.named_parameters().items() if p.grad is not None},
+          {name: value for name, value in expected.items() if name != "loss"})  # fmt: skip
+
+
+class MaskOf(nn.Module):
+    """PEFT's dropout of one map, with the mask that the fast engine takes."""
+
+    def __init__(self, dropout: float, seed: int, index: int) -> None:
+        super().__init__()
+        self.dropout, self.seed, self.index = dropout, seed, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        mask = dropout_mask(flat.shape, self.dropout, self.seed, self.index, x.device)
+        return (flat * mask / (1 - self.dropout)).view(x.shape)
+
+
+def test_dropout_is_that_of_peft_with_the_same_masks(folder: Any) -> None:
+    path, lora = folder("qwen 3"), {"dropout": 0.3}
+    model, reference = model_of(path, lora=lora), make_reference(path, **lora)
+    factors = reference_factors(reference)
+    randomise(factors)
+    step = seed_of(model.dropout_seed, model.micro_step)
+    modules = dict(reference.named_modules())
+    for layer in model.weights.layers:
+        for place, group in enumerate(layer.groups):
+            for index, name in enumerate(group.names):
+                mask = MaskOf(0.3, seed_of(step, layer.index, place), index)
+                modules[f"base_model.model.{name}"].lora_dropout["default"] = mask
+    reference.train()
+    batch = collate_padded([max(ROWS, key=lambda row: len(row.ids))], pad_id=0)
+    exact, _ = supervised_nll(reference, batch)
+    exact.backward()
+    close(outcome(model, batch), {name: value.grad for name, value in factors.items()} | {"loss": exact.detach()})
+
+
+def test_masks(folder: Any) -> None:
+    mask = dropout_mask(torch.Size([400, 100]), 0.2, 5, 0, torch.device("cpu"))
+    assert float(mask.float().mean()) == pytest.approx(0.8, abs=0.01)
+    assert not torch.equal(mask, dropout_mask(mask.shape, 0.2, 5, 1, mask.device))
+    model = model_of(folder("qwen 2"), lora={"dropout": 0.2})
+    first, second = model.nll(BATCH)[0], model.nll(BATCH)[0]
+    assert not torch.equal(first, second)
+    model.micro_step = 0
+    assert torch.equal(model.nll(BATCH)[0], first)
+    model.train(False)
+    assert torch.equal(model.nll(BATCH)[0], model.nll(BATCH)[0])
+    without = model_of(folder("qwen 2"), lora={"form": "separate"})
+    assert torch.equal(model.nll(BATCH)[0], without.nll(BATCH)[0])
+    assert LORA["seed"] == model.dropout_seed
+    assert linear_group.seed_of(1, 2) != linear_group.seed_of(1, 3)

@@ -1,0 +1,63 @@
+"""The fast engine's model on the fused kernels: a layer's hand-written backward with each of them in its place.
+
+Without a GPU they run in Triton's interpreter and attention, which is FlashAttention, is the reference's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chulengo.data.batches import collate_packed
+from chulengo.model.packed_inputs import pack_batch
+from fast_models import distance, gradients, make_family, make_fast, randomise
+from training_kit import make_rows
+
+HAS_CUDA = torch.cuda.is_available()
+DTYPES = ["bfloat16"] if HAS_CUDA else ["float32", "bfloat16"]  # FlashAttention has no float32
+ROWS = make_rows(2, longest=9)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_family(
+        "qwen 3", tmp_path_factory.mktemp("qwen"), num_hidden_layers=2, hidden_size=32, intermediate_size=64,
+        num_attention_heads=4,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    if not HAS_CUDA:
+        from chulengo.kernels.fused import attention as flash
+        from chulengo.kernels.reference import attention as plain
+
+        monkeypatch.setattr(flash, "packed_attention", plain.packed_attention)
+
+
+def outcome(folder: Path, *, lora: dict[str, Any], **settings: Any) -> dict[str, torch.Tensor]:
+    model = make_fast(folder, device="cuda" if HAS_CUDA else "cpu", lora=lora, **settings)
+    randomise(model.named_parameters())
+    model.train()
+    nll, found = gradients(model, pack_batch(collate_packed([ROWS], pad_id=0)).to(model.device))
+    return found | {"loss": nll}
+
+
+@pytest.mark.parametrize("lora", [{"form": "folded"}, {"dropout": 0.2}], ids=["folded", "dropout"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_near_the_reference_kernels(folder: Path, dtype: str, lora: dict[str, Any]) -> None:
+    usual, found = (outcome(folder, compute_dtype=dtype, backend=b, lora=lora) for b in ("reference", "fused"))
+    most = 1e-5 if dtype == "float32" else 3e-2
+    wrong = {name: distance(found[name], value) for name, value in usual.items()}
+    assert max(wrong.values()) <= most, wrong
+
+
+@pytest.mark.parametrize("lora", [{"form": "folded"}, {"form": "separate"}], ids=["folded", "separate"])
+def test_recomputing_is_keeping(folder: Path, lora: dict[str, Any]) -> None:
+    kept = outcome(folder, compute_dtype="bfloat16", backend="fused", lora=lora)
+    again = outcome(folder, compute_dtype="bfloat16", backend="fused", lora=lora, activations=["full", "selective"])
+    assert [name for name, value in kept.items() if not torch.equal(value, again[name])] == []
