@@ -46,7 +46,7 @@ def tiny_llama(**changes: Any) -> Any:
 
     torch.manual_seed(0)
     settings: dict[str, Any] = {
-        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
         # wide weights: the likeliest token leads clearly, so equality of ids is a sharp test
         "initializer_range": 0.6, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": None,
@@ -68,7 +68,7 @@ def tiny_mistral() -> Any:
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
-    config = MistralConfig(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+    config = MistralConfig(vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
                            sliding_window=8, initializer_range=0.6, bos_token_id=BOS, eos_token_id=EOS)
     return MistralForCausalLM(config).eval()

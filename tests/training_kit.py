@@ -31,7 +31,7 @@ def make_llama(folder: Path, *, tied: bool = False, **changes: Any) -> Path:
 
     torch.manual_seed(0)
     values = {
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": 128, "initializer_range": 0.2,
         "tie_word_embeddings": tied, **changes,
     }
@@ -45,7 +45,7 @@ def make_t5(folder: Path) -> Path:
 
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        vocab_size=VOCAB, d_model=64, d_kv=16, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0,
         feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0,
     )
     T5ForConditionalGeneration(config).save_pretrained(folder)

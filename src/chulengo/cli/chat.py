@@ -160,8 +160,8 @@ def loop(state: ChatState, session: Session, lines: Iterator[str], screen: Scree
     from chulengo.generate.conversation import Ask, Load, Note, Quit, Save, respond
 
     for line in lines:
-        after, action = respond(state, line)
         try:
+            after, action = respond(state, line)
             match action:
                 case Quit():
                     return after
@@ -178,6 +178,8 @@ def loop(state: ChatState, session: Session, lines: Iterator[str], screen: Scree
                     state = _ask(after, question, session, screen) or state
         except ChulengoError as error:
             screen.note(str(error))
+        except KeyboardInterrupt:  # outside an answer, which handles its own: nothing to stop, and no reason to leave
+            screen.note("(Ctrl-D or /quit leaves)")
     return state
 
 

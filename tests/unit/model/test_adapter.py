@@ -173,7 +173,7 @@ def test_folders_that_hold_no_adapter(llama: Path, tmp_path: Path) -> None:
 
 def test_adapter_of_another_model(llama: Path, tmp_path: Path) -> None:
     save_adapter(make_model(llama), tmp_path / "a")
-    other = make_llama(tmp_path / "other", hidden_size=32)
+    other = make_llama(tmp_path / "other", hidden_size=128)
     with pytest.raises(ModelError, match="base model"):
         load_adapter(load_base(other, device="cpu"), tmp_path / "a")
 

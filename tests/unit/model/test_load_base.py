@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chulengo.errors import ConfigError, ModelError
-from chulengo.model.load import load_base, quiet_libraries, resolve_device, resolve_dtype
+from chulengo.model.load import import_bitsandbytes, load_base, quiet_libraries, resolve_device, resolve_dtype
 from training_kit import VOCAB, make_llama, make_t5
 
 
@@ -166,3 +166,19 @@ def test_libraries_are_quiet_inside_and_as_before_outside(llama: Path, capfd: py
     assert library.is_progress_bar_enabled()
     assert logging.getLogger("bitsandbytes").level == level
     library.set_verbosity_warning()
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+def test_widths_that_the_4_bit_kernel_gets_wrong_are_refused(tmp_path: Path, quantization: str) -> None:
+    folder = make_llama(tmp_path / "m", intermediate_size=96)
+    import_bitsandbytes()
+    import bitsandbytes
+
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(1))
+    codes, state = bitsandbytes.functional.quantize_4bit(weight, quant_type=quantization)
+    if float((bitsandbytes.functional.dequantize_4bit(codes, state) - weight).norm() / weight.norm()) < 0.2:
+        load_base(folder, quantization=quantization, device="cpu")  # a bitsandbytes that has mended it
+        return
+    with pytest.raises(ConfigError, match="rows of 96 values"):
+        load_base(folder, quantization=quantization, device="cpu")
+    load_base(folder, quantization="none", device="cpu")

@@ -105,7 +105,7 @@ def test_other_weights_under_the_same_name_are_refused(run: Path, base: Path, tm
         open_session(str(other), str(run), device="cpu")
 
 
-@pytest.mark.parametrize("changes", [{"hidden_size": 64}, {"num_hidden_layers": 1}])
+@pytest.mark.parametrize("changes", [{"hidden_size": 32}, {"num_hidden_layers": 1}])
 def test_an_adapter_for_another_shape_is_refused(run: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     (run / "adapter" / "chulengo_base.json").unlink()  # nothing but the shapes tells
     other = tiny.write_model_folder(tmp_path / "other", **changes)
