@@ -9,6 +9,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# tiny models gain nothing from a second thread, and two that wait for each other on a busy machine are 10 times slower
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not Path("/dev/nvidiactl").exists():
     # Triton decides when it is first imported, by whichever test, whether its kernels are interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")

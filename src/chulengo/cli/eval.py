@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = config.data.train if arguments.data else config.data.validation or config.data.train
     if not data:
         raise ConfigError("No data to evaluate on.", next_step="--data FILE")
+    from chulengo.data.ledger import PART
     from chulengo.evaluate.exact_match import answerable
     from chulengo.generate.settings import GenerationSettings
     from chulengo.train.finetune import read_examples
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     examples, report = read_examples(config, data, num_rows=config.data.num_rows)
     session = session_from(arguments, config)
     rows, ledger = _rows(session, examples, config)
-    kept = {row.source for row in rows}
+    kept = {row.source.split(PART)[0] for row in rows}
     if len(kept) < len(examples):
         print(f"note: {len(examples) - len(kept)} of {len(examples)} rows are too long and left out "
               f"(training.overlong={config.training.overlong})", file=sys.stderr)

@@ -77,21 +77,38 @@ def _write(name: str, rows: RowSet, *, quiet: bool) -> None:
     if not rows.examples:
         raise ConfigError("--write needs the conversations themselves, which data.streaming does not keep.",
                           next_step="--num-rows N without data.streaming: the subset is drawn in one pass")
-    count = write_examples(Path(name), rows.examples)
+    path = Path(name)
+    if path.exists():
+        raise ConfigError(f"--write {name}: that file exists already, and nothing is overwritten.",
+                          next_step="another name, or remove it first")
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ConfigError(f"--write {name}: only JSON lines are written.", allowed="names in .jsonl or .jsonl.gz",
+                          next_step=f"--write {path.with_suffix('.jsonl')}")
+    count = write_examples(path, rows.examples)
     if not quiet:
-        print(f"wrote {count:,} conversations to {name}")
+        subset = f" ({rows.report.subset})" if rows.report.subset else ""
+        print(f"wrote {count:,} conversations to {name}{subset}")
 
 
 def _shown(seen: Inputs, num_rows: int) -> list[tuple[RenderedRow, Example]]:
     """Returns the first used rows with the conversations they were made of."""
+    from chulengo.data.ledger import PART
+
     by_source = {example.source: example for example in seen.train.examples}
-    return [(row, by_source[row.source]) for row in seen.train.rows[:num_rows] if row.source in by_source]
+    rows = [(row, row.source.split(PART)[0]) for row in seen.train.rows[:num_rows]]
+    return [(row, by_source[source]) for row, source in rows if source in by_source]
+
+
+def _spelled(renderer: Renderer, row: RenderedRow, example: Example) -> tuple[list[str], list[str] | None]:
+    if row.source != example.source:  # a window of a raw text: only its tokens know where it begins
+        return [renderer.tokenizer.piece(token).replace("\u2581", " ") for token in row.ids], None
+    return renderer.spell(example)
 
 
 def _as_json(seen: Inputs, num_rows: int) -> dict[str, Any]:
     rows = []
     for row, example in _shown(seen, num_rows):
-        spelled, encoder = seen.renderer.spell(example)
+        spelled, encoder = _spelled(seen.renderer, row, example)
         entry: dict[str, Any] = {
             "ids": row.ids,
             "trained": [int(flag) for flag in row.trained],
@@ -145,7 +162,7 @@ def drawn(renderer: Renderer, row: RenderedRow, example: Example, *, in_colour: 
     from chulengo.cli.token_view import coloured, marked
 
     controls = set(renderer.tokenizer.control_tokens.values())
-    spelled, encoder = renderer.spell(example)
+    spelled, encoder = _spelled(renderer, row, example)
     parts = [("", row.ids, row.trained, spelled)]
     if row.encoder_ids is not None and encoder is not None:
         context = [False] * len(row.encoder_ids)

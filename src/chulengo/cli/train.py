@@ -68,6 +68,8 @@ def print_data(inputs: Inputs) -> None:
     held_out = f", {len(inputs.validation.rows):,} rows held out" if inputs.validation is not None else ""
     say = functools.partial(console.print, soft_wrap=True)
     say(f"data:  {report.source}: {report.format}, {counts}{held_out}")
+    if report.dropped:
+        say("left out: " + ", ".join(f"{step} {count:,}" for step, count in report.dropped.items()))
     say(f"style: {inputs.renderer.style} ({inputs.renderer.style_reason})")
     console.print(ledger_table(ledger))
     if ledger.long_rows:

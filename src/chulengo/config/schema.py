@@ -12,7 +12,7 @@ from typing import Literal
 Engine = Literal["reference"]
 Quantization = Literal["nf4", "fp4", "int8", "none"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-OverlongPolicy = Literal["error", "drop", "drop_turns", "cut"]
+OverlongPolicy = Literal["error", "drop", "drop_turns", "cut", "split"]
 Batching = Literal["padded", "group_by_length", "packed"]
 TrainOn = Literal["answers", "last_answer", "everything"]
 Schedule = Literal["constant", "linear", "cosine", "constant_with_warmup", "polynomial", "inverse_sqrt"]

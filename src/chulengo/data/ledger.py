@@ -10,7 +10,9 @@ The policies for rows longer than `max_seq_tokens`:
 - `drop_turns`: drop whole last turns until the row fits; a row whose first answer does not fit is left out. With
   loss on the last answer only, the answer that becomes the last is then the trained one;
 - `cut`: keep the first `max_seq_tokens` tokens. A row that loses the end of a trained answer teaches the model not to
-  stop, which is a problem of its own unless `allow_cut_end_of_turn` is set. An encoder's input keeps its last token.
+  stop, which is a problem of its own unless `allow_cut_end_of_turn` is set. An encoder's input keeps its last token;
+- `split`, for raw texts: consecutive windows, each begun as a text is, so that every token is trained once. A
+  conversation is never split.
 
 `settle` decides and counts, and never raises; `check` raises once, with every problem and what mends it. Tokens mean
 the decoder's, except where the encoder's input is named; duplicates are rows with identical tokens.
@@ -31,6 +33,7 @@ from chulengo.errors import DataError
 
 NUM_NAMED = 10  # rows named in a message; the dictionary has them all
 PADDED_BATCHES = (4, 8)
+PART = " part "  # between a text's source and the number of a window of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +123,13 @@ def settle(
     Args:
         rows: all rendered rows.
         max_seq_tokens: the longest row allowed, in tokens (encoder and decoder each).
-        overlong: error, drop, drop_turns or cut; `error` leaves long rows in and makes them a problem.
+        overlong: error, drop, drop_turns, cut or split; `error` leaves long rows in and makes them a problem.
         allow_cut_end_of_turn: whether `cut` may remove the end of a trained answer.
     """
     count = LedgerCount(
         max_seq_tokens=max_seq_tokens, overlong=overlong, allow_cut_end_of_turn=allow_cut_end_of_turn
     )
-    used = [kept for row in rows if (kept := count.settle_row(row)) is not None]
+    used = [kept for row in rows for kept in count.settle_row(row)]
     return used, count.ledger()
 
 
@@ -136,19 +139,19 @@ class LedgerCount:
     def __init__(self, *, max_seq_tokens: int, overlong: str, allow_cut_end_of_turn: bool) -> None:
         """Starts at zero; the arguments are those of `settle`."""
         self._limit, self._overlong, self._allow_cut = max_seq_tokens, overlong, allow_cut_end_of_turn
-        policies = {"error": _unchanged, "drop": _dropped, "drop_turns": _without_last_turns, "cut": _cut}
-        self._shorten = policies[overlong]
+        self._shorten = POLICIES[overlong]
         self.lengths = array("l")  # of all rows, before the policy
         self._used_lengths = array("l")
         self._supervised = self._encoder = self._dropped_turns = 0
         self._long_rows: list[LongRow] = []
+        self._long_texts = 0
         self._cut_ends: list[str] = []
         self._unsupervised: list[str] = []
         self._seen: dict[bytes, str] = {}
         self._repeated: dict[bytes, list[str]] = {}
 
-    def settle_row(self, row: RenderedRow) -> RenderedRow | None:
-        """Returns the row as it is trained on, or None when the policy leaves it out; counts it either way."""
+    def settle_row(self, row: RenderedRow) -> list[RenderedRow]:
+        """Returns what is trained of a row under the policy (often the row itself); counts it in any case."""
         length = longest_side(row)
         self.lengths.append(length)
         key = _content_key(row)
@@ -156,21 +159,23 @@ class LedgerCount:
             self._repeated.setdefault(key, [self._seen[key]]).append(row.source)
         else:
             self._seen[key] = row.source
-        kept: RenderedRow | None = row
+        kept = [row]
         if length > self._limit:
             kept = self._shorten(row, self._limit)
-            self._long_rows.append(LongRow(row.source, length, 0 if kept is None else longest_side(kept)))
-            if kept is not None and self._overlong == "drop_turns":
-                self._dropped_turns += len(row.turn_ends) - len(kept.turn_ends)
-            if kept is not None and self._overlong == "cut" and _loses_end(row, self._limit):
+            used = sum(map(longest_side, kept))
+            self._long_rows.append(LongRow(row.source, length, used))
+            self._long_texts += row.text_start is not None
+            if kept and self._overlong == "drop_turns":
+                self._dropped_turns += len(row.turn_ends) - len(kept[0].turn_ends)
+            if kept and self._overlong == "cut" and _loses_end(row, self._limit):
                 self._cut_ends.append(row.source)
-        if kept is not None:
-            supervised = sum(kept.trained)
+        for part in kept:
+            supervised = sum(part.trained)
             self._supervised += supervised
-            self._encoder += len(kept.encoder_ids or ())
-            self._used_lengths.append(len(kept.ids))
+            self._encoder += len(part.encoder_ids or ())
+            self._used_lengths.append(len(part.ids))
             if not supervised:
-                self._unsupervised.append(kept.source)
+                self._unsupervised.append(part.source)
         return kept
 
     def ledger(self) -> Ledger:
@@ -189,7 +194,7 @@ class LedgerCount:
             overlong=self._overlong,
             long_rows=self._long_rows,
             num_dropped_rows=num_dropped,
-            num_shortened_rows=0 if self._overlong == "error" else len(self._long_rows) - num_dropped,
+            num_shortened_rows=0 if self._overlong in ("error", "split") else len(self._long_rows) - num_dropped,
             num_dropped_turns=self._dropped_turns,
             cut_ends=self._cut_ends,
             unsupervised_rows=self._unsupervised,
@@ -199,7 +204,7 @@ class LedgerCount:
             padded_share={size: _padded_share(self._used_lengths, size) for size in PADDED_BATCHES},
             problems=[],
         )
-        return replace(ledger, problems=_problems(ledger, self._allow_cut))
+        return replace(ledger, problems=_problems(ledger, self._allow_cut, self._long_texts))
 
 
 def check(ledger: Ledger) -> None:
@@ -220,35 +225,56 @@ def longest_side(row: RenderedRow) -> int:
     return max(len(row.ids), len(row.encoder_ids or ()))
 
 
-def _unchanged(row: RenderedRow, limit: int) -> RenderedRow | None:
-    return row
+def _unchanged(row: RenderedRow, limit: int) -> list[RenderedRow]:
+    return [row]
 
 
-def _dropped(row: RenderedRow, limit: int) -> RenderedRow | None:
-    return None
+def _dropped(row: RenderedRow, limit: int) -> list[RenderedRow]:
+    return []
 
 
-def _without_last_turns(row: RenderedRow, limit: int) -> RenderedRow | None:
+def _without_last_turns(row: RenderedRow, limit: int) -> list[RenderedRow]:
     fitting = [end for end in row.turn_ends if end <= limit]
     if not fitting or row.encoder_ids is not None:
-        return None  # an encoder-decoder pair has one answer: nothing to drop from it
+        return []  # an encoder-decoder pair has one answer: nothing to drop from it
     end, count = fitting[-1], len(fitting)
     trained = row.trained[:end]
     if row.answer_spans is not None:
         start, stop = row.answer_spans[count - 1]
         trained[start:stop] = [True] * (stop - start)
     spans = None if row.answer_spans is None else row.answer_spans[:count]
-    return replace(row, ids=row.ids[:end], trained=trained, turn_ends=fitting, answer_spans=spans)
+    return [replace(row, ids=row.ids[:end], trained=trained, turn_ends=fitting, answer_spans=spans)]
 
 
-def _cut(row: RenderedRow, limit: int) -> RenderedRow | None:
+def _cut(row: RenderedRow, limit: int) -> list[RenderedRow]:
     fitting = [end for end in row.turn_ends if end <= limit]
     encoder = row.encoder_ids
     if encoder is not None and len(encoder) > limit:
         encoder = [*encoder[: limit - 1], encoder[-1]]
     spans = None if row.answer_spans is None else row.answer_spans[: len(fitting)]
-    return replace(row, ids=row.ids[:limit], trained=row.trained[:limit], turn_ends=fitting, answer_spans=spans,
-                   encoder_ids=encoder)
+    return [replace(row, ids=row.ids[:limit], trained=row.trained[:limit], turn_ends=fitting, answer_spans=spans,
+                    encoder_ids=encoder)]
+
+
+def _windows(row: RenderedRow, limit: int) -> list[RenderedRow]:
+    if row.text_start is None or row.text_start >= limit:
+        return [row]
+    begin = row.ids[: row.text_start]
+    size = limit - len(begin)
+    parts = []
+    for number, start in enumerate(range(len(begin), len(row.ids), size), 1):
+        ids = [*begin, *row.ids[start : start + size]]
+        trained = [False] * len(begin) + row.trained[start : start + size]
+        if row.encoder_ids is None:
+            trained[0] = False  # nothing stands before it
+        source = f"{row.source}{PART}{number}"
+        parts.append(replace(row, ids=ids, trained=trained, source=source, turn_ends=[len(ids)]))
+    return parts
+
+
+POLICIES = {
+    "error": _unchanged, "drop": _dropped, "drop_turns": _without_last_turns, "cut": _cut, "split": _windows,
+}  # fmt: skip
 
 
 def _loses_end(row: RenderedRow, limit: int) -> bool:
@@ -279,7 +305,7 @@ def _padded_share(lengths: Sequence[int], batch_size: int) -> float:
     return 1 - sum(lengths) / padded if padded else 0.0
 
 
-def _problems(ledger: Ledger, allow_cut_end_of_turn: bool) -> list[str]:
+def _problems(ledger: Ledger, allow_cut_end_of_turn: bool, num_long_texts: int) -> list[str]:
     limit = f"{ledger.max_seq_tokens:,} tokens"
     problems = []
     if ledger.num_rows == 0:
@@ -287,12 +313,18 @@ def _problems(ledger: Ledger, allow_cut_end_of_turn: bool) -> list[str]:
     elif ledger.num_used_rows == 0:
         problems.append(f"No row is left: all {ledger.num_rows:,} are longer than {limit}. "
                         "Try: --set training.overlong=cut, or a larger training.max_seq_tokens")
-    if ledger.overlong == "error" and ledger.long_rows:
-        named = _named([row.source for row in ledger.long_rows], [f": {r.num_tokens:,}" for r in ledger.long_rows])
+    num_long = len(ledger.long_rows)
+    named = _named([row.source for row in ledger.long_rows], [f": {r.num_tokens:,}" for r in ledger.long_rows])
+    if ledger.overlong == "error" and num_long:
+        policy = "split" if num_long_texts == num_long else "drop_turns (or drop, or cut)"
         problems.append(
-            f"{_rows(len(ledger.long_rows), ledger.num_rows)} longer than {limit}, and no policy for them is named "
-            f"({named} tokens). Try: --set training.overlong=drop_turns (or drop, or cut), "
+            f"{_rows(num_long, ledger.num_rows)} longer than {limit}, and no policy for them is named "
+            f"({named} tokens). Try: --set training.overlong={policy}, "
             "or a larger training.max_seq_tokens where the model's context allows it")
+    if ledger.overlong == "split" and num_long_texts < num_long:
+        problems.append(
+            f"{_rows(num_long - num_long_texts, ledger.num_rows)} longer than {limit} and a conversation, which is "
+            f"never split ({named} tokens). Try: --set training.overlong=drop_turns")
     if ledger.cut_ends and not allow_cut_end_of_turn:
         problems.append(
             f"{_rows(len(ledger.cut_ends), ledger.num_rows)} cut in mid-answer and would teach the model not to stop "

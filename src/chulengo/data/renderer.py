@@ -50,6 +50,7 @@ class RenderedRow:
         encoder_ids: the encoder's input; None for decoder-only models.
         answer_spans: only where nothing but the last answer is trained: for each entry of `turn_ends` the span of
             tokens that is trained when the row ends there; None otherwise.
+        text_start: of a raw text the number of beginning-of-text tokens before it; None for a conversation.
     """
 
     ids: list[int]
@@ -58,6 +59,7 @@ class RenderedRow:
     turn_ends: list[int] = field(default_factory=list)
     encoder_ids: list[int] | None = None
     answer_spans: list[tuple[int, int]] | None = None
+    text_start: int | None = None
 
 
 class Renderer:
@@ -133,7 +135,9 @@ class Renderer:
             last = [self._last_chosen(messages, turn) for turn in answers]
             spans = _spans(owners, last, with_end=self._train_end)
         encoder_ids = None if encoder is None else self._encode(encoder)[0]
-        return RenderedRow(ids, trained, example.source, [e for e in ends if e], encoder_ids, spans)
+        is_text = any(message.role == "text" for message in messages)
+        start = sum(owner == _BEGIN for owner in owners[:1]) if is_text else None
+        return RenderedRow(ids, trained, example.source, [e for e in ends if e], encoder_ids, spans, start)
 
     def spell(self, example: Example) -> tuple[list[str], list[str] | None]:
         """Returns the text that each token of `render(example)` stands for, and the same of the encoder's input.

@@ -211,6 +211,12 @@ def _targets(targets: Sequence[str], names: list[str]) -> str | list[str]:
 
 
 def _full_modules(model: Any, train_head: bool, train_embeddings: bool) -> list[str]:
+    if model.config.is_encoder_decoder and (train_head or train_embeddings):
+        # PEFT would wrap the shared matrix, while encoder and decoder call modules of their own that hold the same one
+        raise ConfigError(
+            f"{type(model).__name__} shares its embeddings between encoder and decoder: they cannot be trained.",
+            next_step="lora.train_head=false and lora.train_embeddings=false",
+        )
     wanted = []
     if train_embeddings or (train_head and _is_tied(model)):
         wanted.append(model.get_input_embeddings())

@@ -129,8 +129,16 @@ def prepare_inputs(config: RunConfig, *, split: bool = True, weights: bool = Tru
 
 
 def read_examples(config: RunConfig, source: str, *, num_rows: int | None = None) -> tuple[list[Example], LoadReport]:
-    """Returns the conversations of one source, read as the configuration says, and the report of it."""
-    return load_examples(data_source(source), num_rows=num_rows, **_reading(config))
+    """Returns the conversations of one source, read as the configuration says, and the report of it.
+
+    Answers that the data label as undesirable (KTO rows) are left out and counted: they are no examples to follow.
+    """
+    examples, report = load_examples(data_source(source), num_rows=num_rows, **_reading(config))
+    kept = [example for example in examples if example.desirable is not False]
+    if len(kept) < len(examples):
+        dropped = report.dropped | {"labelled undesirable": len(examples) - len(kept)}
+        report = dataclasses.replace(report, rows_kept=len(kept), dropped=dropped)
+    return kept, report
 
 
 def _stream_examples(config: RunConfig) -> ExampleStream:
@@ -138,7 +146,7 @@ def _stream_examples(config: RunConfig) -> ExampleStream:
     examples = stream_examples(
         data_source(config.data.train), num_rows=config.data.num_rows, on_report=reports.append, **_reading(config)
     )
-    return ExampleStream(examples, lambda: reports[0])
+    return ExampleStream((e for e in examples if e.desirable is not False), lambda: reports[0])
 
 
 def _reading(config: RunConfig) -> dict[str, Any]:
@@ -348,7 +356,7 @@ def _train(
     model = load_base(
         inputs.folder, quantization=config.model.quantization, double_quant=config.model.double_quant,
         compute_dtype=config.model.compute_dtype, device=config.model.device, attention=config.model.attention,
-        name=config.model.name, vocab_size=inputs.tokenizer.vocab_size,
+        name=_base_name(config, inputs), vocab_size=inputs.tokenizer.vocab_size,
     )
     model = attach_lora(model, **dataclasses.asdict(config.lora), seed=training.seed)
     metrics = MetricsFile(paths.metrics)
@@ -379,6 +387,13 @@ def _train(
             display.stop()
     write_folder(paths.adapter, lambda folder: _write_adapter(model, config, inputs, folder))
     return outcome
+
+
+def _base_name(config: RunConfig, inputs: Inputs) -> str:
+    """Returns what PEFT's files call the base: a Hub name, or a folder by its whole path, so that neither the working
+    folder nor a stranger's repository called `nano` decides what is loaded."""
+    name = config.model.name
+    return str(inputs.folder.resolve()) if name == "nano" or Path(name).expanduser().is_dir() else name
 
 
 def _write_adapter(model: Any, config: RunConfig, inputs: Inputs, folder: Path) -> None:

@@ -173,12 +173,11 @@ def _settled(
 ) -> Iterator[RenderedRow]:
     for example in examples:
         try:
-            row = count.settle_row(renderer.render(example))
+            row = renderer.render(example)
         except RenderError as error:
             refused.append(str(error))
             continue
-        if row is not None:
-            yield row
+        yield from count.settle_row(row)
 
 
 def _with_refusals(ledger: Ledger, refused: Sequence[str], renderer: Renderer) -> Ledger:

@@ -49,7 +49,8 @@ def num_warmup_steps(*, total: int, schedule: str, warmup_ratio: float, warmup_s
         raise ConfigError(f"training.schedule is {schedule!r}.", allowed=", ".join(SCHEDULES))
     if schedule == "constant":
         return 0
-    return warmup_steps if warmup_steps is not None else math.ceil(warmup_ratio * total - 1e-9)
+    # of a run of one step none is left to warm up in: the rate of step 1 of a warm-up is 0
+    return warmup_steps if warmup_steps is not None else min(math.ceil(warmup_ratio * total - 1e-9), total - 1)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

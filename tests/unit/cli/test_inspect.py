@@ -161,7 +161,39 @@ def test_a_subset_is_written_as_a_new_data_set(
     assert len(out.read_text().splitlines()) == 2
     again = inspected(capsys, "--model", model, "--data", out, "--rows", "9")
     assert [row["ids"] for row in again["rows"]] == [row["ids"] for row in found["rows"]]
+    before = out.read_bytes()
+    assert main(["inspect", *map(str, words)]) == 2  # nothing is overwritten, least of all the data themselves
+    assert "exists already" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert main(["inspect", *map(str, words[:-1]), str(tmp_path / "subset.parquet")]) == 2
+    assert "only JSON lines" in capsys.readouterr().err
+    out.unlink()
     assert "wrote 2 conversations" in output(capsys, *words)
+
+
+def test_answers_labelled_undesirable_are_left_out_and_counted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "kto.jsonl"
+    file.write_text("".join(
+        json.dumps({"prompt": f"Question {i}?", "completion": f"Answer {i}.", "label": i % 3 != 0}) + "\n"
+        for i in range(6)
+    ))
+    found = inspected(capsys, "--model", model, "--data", file, "--rows", "9")
+    assert len(found["rows"]) == 4
+    assert found["data"]["dropped"] == {"labelled undesirable": 2}
+
+
+def test_long_raw_text_is_shown_in_windows(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "story.txt"
+    file.write_text("Once upon a time there was a chulengo. " * 40)
+    words = ("--model", model, "--data", file, "--rows", "2")
+    assert "training.overlong=split" in inspected(capsys, *words)["ledger"]["problems"][0]
+    found = inspected(capsys, *words, "--set", "training.overlong=split")
+    assert found["ledger"]["problems"] == []
+    assert found["ledger"]["num_supervised_tokens"] > 100
+    assert len(found["rows"]) == 2
+    assert "part 1" in output(capsys, *words, "--set", "training.overlong=split")
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

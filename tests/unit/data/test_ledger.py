@@ -159,3 +159,25 @@ def test_encoder_decoder_rows() -> None:
     rows, ledger = settled([long_input, long_answer], 5, "drop_turns")
     assert rows == []
     assert ledger.num_dropped_rows == 2
+
+
+def test_split_takes_every_token_of_a_raw_text_once() -> None:
+    text = RenderedRow([1, *range(10, 21), 2], [False] + [True] * 12, "t.txt#1", [13], text_start=1)
+    rows, ledger = settled([text, SHORT], 5, "split")
+    assert [row.ids for row in rows] == [[1, 10, 11, 12, 13], [1, 14, 15, 16, 17], [1, 18, 19, 20, 2], SHORT.ids]
+    assert all(row.trained == [False, True, True, True, True] for row in rows[:3])
+    assert [row.source for row in rows[:2]] == ["t.txt#1 part 1", "t.txt#1 part 2"]
+    assert ledger.num_supervised_tokens == 12 + sum(SHORT.trained)
+    assert ledger.problems == []
+
+
+def test_split_without_a_beginning_token_and_of_conversations() -> None:
+    text = RenderedRow(list(range(10, 17)), [False] + [True] * 6, "t.txt#1", [7], text_start=0)
+    rows, _ = settled([text], 4, "split")
+    assert [(row.ids, row.trained) for row in rows] == [
+        ([10, 11, 12, 13], [False, True, True, True]), ([14, 15, 16], [False, True, True]),
+    ]
+    _, ledger = settled([TWO_TURNS], 5, "split")
+    assert "never split" in ledger.problems[0]
+    _, ledger = settled([text], 4)
+    assert "training.overlong=split" in ledger.problems[0]
