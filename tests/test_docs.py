@@ -14,7 +14,8 @@ from chulengo.config import RunConfig, load_config
 from chulengo.config.describe import as_markdown
 from chulengo.config.load import flatten
 
-NOT_SETTINGS = {"model.safetensors", "data.renderer", "data.md", "lora.py", "model.loss"}  # files and modules that look like settings
+# files and modules that look like settings
+NOT_SETTINGS = {"model.safetensors", "data.renderer", "data.md", "lora.py", "model.loss"}
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [p for p in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if p.name != "CHANGELOG.md"]
 
