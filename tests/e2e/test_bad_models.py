@@ -75,9 +75,9 @@ def test_broken_files(model: Path, capsys: Capture) -> None:
 
 
 def test_weights_of_another_shape(model: Path, capsys: Capture) -> None:
-    change_config(model, hidden_size=64)
+    change_config(model, hidden_size=128)
     said = refused(capsys, *train(model), unmade=Path("out"))
-    assert "The weights of llama do not have the shapes that its config.json (llama) describes." in said
+    assert f"The weights of {model.resolve()} do not have the shapes that its config.json (llama) describes." in said
 
 
 def test_an_unknown_architecture(model: Path, capsys: Capture) -> None:

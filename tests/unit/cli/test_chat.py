@@ -230,7 +230,7 @@ def test_on_a_terminal_paste_streams_and_end(base: Path) -> None:
     terminal.wait_for("user: first line")
     terminal.wait_for("you> ", 4)
     assert "second line\r\n" in terminal.seen.split("user: first line")[1]
-    time.sleep(0.5)  # CPython's readline sleeps through a signal that comes between its prompt and its wait for input
+    time.sleep(2)  # CPython's readline sleeps through a signal that comes between its prompt and its wait for input
     terminal.send("\x03")
     terminal.wait_for("Ctrl-D or /quit leaves")
     terminal.wait_for("you> ", 5)
