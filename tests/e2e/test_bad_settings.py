@@ -54,7 +54,7 @@ def test_contradictions_and_ranges_all_at_once(train: list[str], capsys: Capture
         "model.double_quant needs 4-bit weights, but model.quantization is int8",
         "lora.rank is a whole number, given 'abc'",
         "lora.alpha must be above 0 and finite, given -1",
-        "training.overlong is one of error, drop, drop_turns, cut, given 'cutt'",
+        "training.overlong is one of error, drop, drop_turns, cut, split, given 'cutt'",
         "training.report_to knows tensorboard, trackio, mlflow, wandb, given 'wandbb'",
     ):
         assert f"\n  - {sentence}" in said
