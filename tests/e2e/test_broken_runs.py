@@ -141,8 +141,6 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(words: list[str], tmp_path:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert "Traceback" not in said
-    if process.returncode == 0:
-        pytest.skip("the signal struck inside a library's import, whose bare except swallowed it")
     # CPython ends by the signal itself when it struck inside exec() of a text, as dataclasses do at import
     assert process.returncode in (2, -signal.SIGINT), said
     if out.exists():  # the first step had begun after all

@@ -349,16 +349,21 @@ def _train(
 ) -> TrainOutcome:
     from chulengo.model.adapter import attach_lora
     from chulengo.model.load import load_base, use_threads
+    from chulengo.train.interrupt import stop_requests
     from chulengo.train.trainer import RunShape, run_training
 
     training = config.training
     use_threads(config.model.cpu_threads)
-    model = load_base(
-        inputs.folder, quantization=config.model.quantization, double_quant=config.model.double_quant,
-        compute_dtype=config.model.compute_dtype, device=config.model.device, attention=config.model.attention,
-        name=_base_name(config, inputs), vocab_size=inputs.tokenizer.vocab_size,
-    )
-    model = attach_lora(model, **dataclasses.asdict(config.lora), seed=training.seed)
+    # libraries import more of themselves here, and some of those imports swallow a KeyboardInterrupt
+    with stop_requests(message) as stop:
+        model = load_base(
+            inputs.folder, quantization=config.model.quantization, double_quant=config.model.double_quant,
+            compute_dtype=config.model.compute_dtype, device=config.model.device, attention=config.model.attention,
+            name=_base_name(config, inputs), vocab_size=inputs.tokenizer.vocab_size,
+        )
+        model = attach_lora(model, **dataclasses.asdict(config.lora), seed=training.seed)
+    if stop.asked:
+        raise KeyboardInterrupt
     metrics = MetricsFile(paths.metrics)
 
     def started(shape: RunShape) -> None:
