@@ -29,7 +29,6 @@ from torch import Tensor
 
 from chulengo.kernels.reference import fp8 as fp8_reference
 from chulengo.kernels.reference import linear_cross_entropy as loss_reference
-from chulengo.kernels.reference import lora_gradients as lora_reference
 from chulengo.kernels.reference import nf4 as nf4_reference
 from chulengo.kernels.reference import rms_norm as norm_reference
 from chulengo.kernels.reference import rope as rope_reference
@@ -259,31 +258,12 @@ def loss_cases(tokens: int) -> Iterator[Case]:
     yield Case("head+loss", whole, usual, 2 * weight.numel(), 4 * tokens * HIDDEN * VOCABULARY)
 
 
-def lora_cases(tokens: int) -> Iterator[Case]:
-    """dA and dB of q, k, v together, o, gate and up together, down; x is read twice or dy is."""
-    from chulengo.kernels.fused import lora_gradients as fused
-
-    shapes = {"qkv": (HIDDEN, [HIDDEN] * 3), "o": (HIDDEN, [HIDDEN]), "gate, up": (HIDDEN, [WIDE] * 2)}
-    for name, (num_in, outs) in {**shapes, "down": (WIDE, [HIDDEN])}.items():
-        x, dys = bf16(tokens, num_in), [bf16(tokens, out) for out in outs]
-        a_factors = [bf16(RANK, num_in, scale=0.02) for _ in outs]
-        b_factors = [bf16(out, RANK, scale=0.02) for out in outs]
-        arguments = (x, dys, a_factors, b_factors, 2.0)
-        yield Case(
-            f"lora gradients {name}",
-            lambda g=arguments: fused.lora_gradients(*g),
-            lambda g=arguments: lora_reference.lora_gradients(*g),
-            2 * tokens * (num_in + sum(outs) + min(num_in, sum(outs))),
-        )
-
-
 GROUPS: dict[str, Callable[[int], Iterator[Case]]] = {
     "nf4": nf4_cases,
     "norm": norm_cases,
     "swiglu": swiglu_cases,
     "rope": rope_cases,
     "loss": loss_cases,
-    "lora": lora_cases,
 }
 
 

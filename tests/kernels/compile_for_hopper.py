@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from chulengo.kernels.fused import fp8, launch, lora_gradients, nf4, rms_norm, rope, swiglu
+from chulengo.kernels.fused import fp8, launch, nf4, rms_norm, rope, swiglu
 from chulengo.kernels.fused import linear_cross_entropy as loss
 from chulengo.kernels.reference.nf4 import NF4Weight
 
@@ -92,7 +92,6 @@ def main() -> None:
         "swiglu backward": lambda: swiglu.backward(bf16(64, 11008), gate, up, dgate_TI=gate, dup_TI=up),
         "rope": lambda: rope.forward(bf16(64, 32, 128), bf16(64, 8, 128), *tables),
         "loss": lambda: loss.nll_and_gradient_(bf16(64, 32000), torch.zeros(64, dtype=torch.int64)),
-        "lora": lambda: lora_gradients.lora_gradients(x, [x], [bf16(16, 4096)], [bf16(4096, 16)], 1.0),
         "fp8 rows": lambda: fp8.quantize_rows(x),
         "fp8 norm": lambda: fp8.rms_norm_rows(x, x, row, 1e-5),
         "fp8 swiglu": lambda: fp8.swiglu_rows(gate, up),

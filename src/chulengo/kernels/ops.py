@@ -10,7 +10,6 @@ with the reason; it never hands over to the other one by itself. `describe()` sa
     dequantize_nf4            NF4 -> 16 or 32 bits, an adapter folded in on request
     dequantize_nf4_fp8        NF4 -> e4m3 in the two layouts that products want, likewise
     linear_cross_entropy      summed loss of the supervised tokens, logits in chunks
-    lora_gradients            dA and dB of adapters that share an input
     packed_attention          causal attention over packed sequences: PyTorch's own, both ways
     quantize_rows             float8 rows with a scale each, for products in FP8
     rms_norm_fp8, swiglu_fp8  the same, made by the kernel that makes the values
@@ -27,7 +26,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -39,7 +37,7 @@ from chulengo.kernels.applies import need
 from chulengo.kernels.reference.nf4 import NF4Weight
 
 BACKENDS = ("auto", "fused", "reference")
-OPERATIONS = ("rms_norm", "rope", "swiglu", "nf4", "linear_cross_entropy", "lora_gradients", "attention", "fp8")
+OPERATIONS = ("rms_norm", "rope", "swiglu", "nf4", "linear_cross_entropy", "attention", "fp8")
 
 
 class OpChoice(NamedTuple):
@@ -324,30 +322,6 @@ def linear_cross_entropy(
     arguments = (hidden_ND, weight_VD, target_N, chunk_tokens, module)
     loss: Tensor = _LinearCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
-
-
-def lora_gradients(
-    x_TK: Tensor,
-    dys: Sequence[Tensor],
-    a_factors: Sequence[Tensor],
-    b_factors: Sequence[Tensor],
-    scale: float,
-    *,
-    backend: str = "auto",
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns dA [R, K] and dB [N, R] of adapters that share the input x. Part of a backward, not differentiable.
-
-    Args:
-        x_TK: the shared input.
-        dys: the gradient of each output, [T, N_j].
-        a_factors: [R_j, K] each.
-        b_factors: [N_j, R_j] each.
-        scale: factor of B A.
-        backend: "auto", "fused" or "reference".
-    """
-    module = implementation("lora_gradients", x_TK, backend)
-    gradients: tuple[list[Tensor], list[Tensor]] = module.lora_gradients(x_TK, dys, a_factors, b_factors, scale)
-    return gradients
 
 
 def packed_attention(

@@ -9,9 +9,10 @@ A training step of the caller:
     (nll / count_of_the_step).backward()
     optimizer.step()                   # over model.trainable_parameters()
 
-With resident folded matrices the adapter's change has to reach them. `nll` does that at every call, since a change
-cannot be told from outside (optimisers that write through raw pointers leave no trace); within one optimiser step the
-adapter does not change, so the second and later micro-batches may say `refold=False`.
+The products read copies of the adapter in the compute dtype, and resident folded matrices hold its change. `nll`
+refreshes both at every call, since a change cannot be told from outside (optimisers that write through raw pointers
+leave no trace); within one optimiser step the adapter does not change, so the second and later micro-batches may say
+`refold=False`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from chulengo.errors import ConfigError, ModelError
 from chulengo.kernels import ops
 from chulengo.model import llama
+from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.folder import read_config
 from chulengo.model.linear_group import LoraForm, Matrices, seed_of
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
@@ -40,6 +42,7 @@ from chulengo.model.lora import (
     read_adapter,
     write_adapter,
 )
+from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs, pack_batch, pack_sequences
 
 FORMS = ("auto", "folded", "separate")
@@ -54,12 +57,14 @@ class FastModel:
     ) -> None:
         self.weights, self.shape, self.name, self.device = weights, shape, name, device
         self.lora: LoraSettings | None = None
+        self._flat: FlatFactors | None = None
         self.training = False
         self.dropout_seed = 0
         self.micro_step = 0  # counts training calls of `nll`; a resumed run sets it, and gets the same masks
         self._matrices, self._backend = matrices, backend
         self._groups = list(weights.groups())
         self._activations = tuple(activations)
+        self._host_states = HostStates(device) if "offload" in activations else None
         self._cos_SP, self._sin_SP = rope_tables(shape, device)
 
     def attach_lora(
@@ -118,28 +123,33 @@ class FastModel:
         return named_factors(self._groups)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Returns what an optimiser is to change, float32."""
-        return [value for value in self.named_parameters().values() if value.requires_grad]
+        """Returns what an optimiser is to change: one float32 tensor that all trainable factors are parts of, or none.
+
+        `named_parameters` are its parts; their gradients are parts of its gradient.
+        """
+        return [] if self._flat is None else [self._flat.parameter]
 
     def nll(self, batch: dict[str, Any] | PackedInputs, *, refold: bool = True) -> tuple[Tensor, int]:
         """Returns the summed negative log-likelihood of a batch's targets, in nats, and their number.
 
         Args:
-            batch: as `data.batches` makes it, on the CPU, or packed inputs on this model's device.
+            batch: as `data.batches` makes it, on the CPU, or packed inputs.
             refold: the adapter may have changed since the last call.
 
         Returns:
             float32 scalar that carries gradients, and the number of targets in it.
         """
-        inputs = batch if isinstance(batch, PackedInputs) else pack_batch(batch).to(self.device)
+        inputs = batch if isinstance(batch, PackedInputs) else pack_batch(batch)
         run = self._pass(inputs, refold)
+        if self._flat is not None and torch.is_grad_enabled():
+            self._flat.attach_gradients()
         return llama.summed_nll(self.weights, run, self._activations), inputs.num_targets
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         """Returns the logits of every token, [T, V]; of several sequences, behind each other. Without dropout."""
         sequences = [ids] if isinstance(ids[0], int) else ids
-        run = self._pass(pack_sequences(sequences).to(self.device), True, dropout=False)  # type: ignore[arg-type]
+        run = self._pass(pack_sequences(sequences), True, dropout=False)  # type: ignore[arg-type]
         return llama.logits(self.weights, run, self._activations)
 
     def train(self, training: bool = True) -> None:
@@ -160,8 +170,11 @@ class FastModel:
 
     def _adapted(self, settings: LoraSettings, form: LoraForm) -> None:
         self.lora = settings
+        trainable = [value for value in self.named_parameters().values() if value.requires_grad]
+        self._flat = FlatFactors(trainable) if trainable else None
         self._matrices.form = form
         self._matrices.release(self._groups)
+        self._matrices.refresh(self._groups)
 
     def _pass(self, inputs: PackedInputs, refold: bool, *, dropout: bool = True) -> llama.Pass:
         if inputs.max_seqlen > self.shape.max_seq_tokens:
@@ -169,22 +182,34 @@ class FastModel:
                 f"A sequence has {inputs.max_seqlen:,} tokens.", allowed=f"up to {self.shape.max_seq_tokens:,}",
                 next_step="load the model with a larger max_seq_tokens",
             )
-        if refold and self._matrices.folded:
-            self._matrices.refold(self._groups)
+        if refold and self.lora is not None:
+            self._matrices.refresh(self._groups)
         seed = None
         if dropout and self.training and self.lora is not None and self.lora.dropout:
             seed = seed_of(self.dropout_seed, self.micro_step)
             self.micro_step += 1
         return llama.Pass(
-            inputs, self._cos_SP, self._sin_SP, self.shape.sizes.head_dim, self.shape.norm_eps, self._matrices, seed,
-            self._backend,
+            inputs.to(self.device), self._cos_SP, self._sin_SP, self.shape.sizes.head_dim, self.shape.norm_eps,
+            self._matrices, seed, self._backend, self._host_states if torch.is_grad_enabled() else None,
+            self._embedded(inputs),
         )  # fmt: skip
+
+    def _embedded(self, inputs: PackedInputs) -> Tensor | None:
+        """Returns the tokens' embeddings where the table is on the host, else None."""
+        table_VD = self.weights.embedding_VD
+        if table_VD.device.type == self.device.type:
+            return None
+        shape = (len(inputs.ids_T), table_VD.shape[1])
+        rows_TD = torch.empty(shape, dtype=table_VD.dtype, pin_memory=self.device.type == "cuda")
+        torch.index_select(table_VD, 0, inputs.ids_T.to(table_VD.device), out=rows_TD)
+        return rows_TD.to(self.device, non_blocking=True)
 
 
 def load_fast(
     folder: Path, *, quantization: str = "nf4", double_quant: bool = True, compute_dtype: str = "auto",
     device: str = "auto", name: str | None = None, vocab_size: int | None = None, max_seq_tokens: int | None = None,
-    weights: str = "stream", activations: str | Sequence[str] = "keep", backend: str = "auto",
+    weights: str = "stream", activations: str | Sequence[str] = "keep", embeddings: str = "device",
+    backend: str = "auto",
 ) -> FastModel:
     """Returns the fast engine's model of a folder, frozen, without an adapter.
 
@@ -198,7 +223,9 @@ def load_fast(
         vocab_size: ids the tokenizer can produce; checked against the embeddings.
         max_seq_tokens: tokens of the longest sequence; None: the model's context.
         weights: stream or resident.
-        activations: keep, selective or full, for all layers or one for each.
+        activations: keep, selective, full or offload, for all layers or one for each.
+        embeddings: device, or host: the table stays in the host's memory and only a batch's rows go over; not for a
+            model whose head is tied to it.
         backend: of the kernels: auto, fused or reference.
 
     Raises:
@@ -212,6 +239,7 @@ def load_fast(
     ops.choose(place, backend)  # raises for kernels that are not there, before anything is read
     policies = _layer_policies(activations, shape.sizes.num_layers)
     matrices = Matrices(policy=weights, dtype=dtype, backend=backend)
+    _check_embeddings(embeddings, shape)
     if vocab_size is not None and vocab_size > shape.sizes.vocab:
         raise ModelError(
             f"The tokenizer has {vocab_size:,} ids but the model embeds {shape.sizes.vocab:,}: they do not belong "
@@ -219,7 +247,8 @@ def load_fast(
             next_step="use the tokenizer files that came with these weights",
         )
     loaded = load_llama_weights(
-        folder, shape, quantize=_quantizes(config, quantization), double_quant=double_quant, dtype=dtype, device=place
+        folder, shape, quantize=_quantizes(config, quantization), double_quant=double_quant, dtype=dtype, device=place,
+        embeddings_on_host=embeddings == "host",
     )
     return FastModel(
         loaded, shape, matrices, name=name or str(folder), device=place, activations=policies, backend=backend
@@ -244,6 +273,15 @@ def _quantizes(config: dict[str, Any], quantization: str) -> bool:
     if quantization != "nf4":
         raise ModelError("The weights are already quantised to nf4.", next_step="--set model.quantization=nf4")
     return False
+
+
+def _check_embeddings(embeddings: str, shape: LlamaShape) -> None:
+    if embeddings not in ("device", "host"):
+        raise ConfigError(f"The embeddings are to be on {embeddings!r}.", allowed="device, host")
+    if embeddings == "host" and shape.sizes.tied:
+        raise ConfigError(
+            "The embeddings cannot stay on the host: the model's head is the same table.", allowed="device"
+        )
 
 
 def _layer_policies(activations: str | Sequence[str], num_layers: int) -> tuple[str, ...]:

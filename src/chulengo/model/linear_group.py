@@ -15,8 +15,12 @@ Where matrices come from, also two ways:
     stream      written at every use into one buffer that all groups share; nothing is kept
     resident    written once and kept in the compute dtype; folded, again whenever the adapter has changed (`refold`)
 
-Both give the same numbers. The gradients of A and B are `ops.lora_gradients` in either form: with x the map's input,
-dA = s (dy B)ᵀ x and dB = s dyᵀ (x Aᵀ) need neither W nor W'.
+Both give the same numbers. The gradients of A and B are the same in either form and need neither W nor W': with x the
+map's input, dA = s (dy B)ᵀ x and dB = s dyᵀ (x Aᵀ), plain products. The A of maps that share x are stacked, so x is
+read twice for all of them. For Llama 2 7B, rank 16 and 8,192 tokens on an H200 they take 0.6 ms a layer, near the time
+of reading their operands; kernels of our own that read each operand once were 1.3 to 4 times slower.
+
+Products read A and B in the compute dtype, as autocast has it; `refresh` makes those copies once an optimiser step.
 
 Dropout masks are a function of (seed, micro-step, layer, map), so a layer that computes its activations again, and a
 run that resumes, get the same ones, and no random state is kept or put back.
@@ -49,6 +53,15 @@ class Factors:
 
 
 @dataclass(slots=True, eq=False)
+class FactorCopies:
+    """The adapters of a group in the compute dtype. `stacked_a_SI` holds the A of all adapted maps, S rows together."""
+
+    stacked_a_SI: Tensor
+    a_RI: list[Tensor | None]  # views of it, one for each map
+    b_OR: list[Tensor | None]
+
+
+@dataclass(slots=True, eq=False)
 class LinearGroup:
     """Linear maps with one input.
 
@@ -58,6 +71,7 @@ class LinearGroup:
         bias_O: of all maps, or None when none has one.
         factors: the adapter of each map, or None.
         resident_OI: the matrix of all maps, where the policy keeps it.
+        copies: of the factors; None before the first `Matrices.refresh`.
     """
 
     names: tuple[str, ...]
@@ -65,6 +79,7 @@ class LinearGroup:
     bias_O: Tensor | None
     factors: list[Factors | None]
     resident_OI: Tensor | None = None
+    copies: FactorCopies | None = None
 
     @property
     def widths(self) -> list[int]:
@@ -80,12 +95,6 @@ class LinearGroup:
         """Returns A and B of every adapted map, in order."""
         return [factor for pair in self.factors if pair is not None for factor in (pair.a_RI, pair.b_OR)]
 
-    def adapted(self, values: Iterable[Tensor]) -> Iterator[tuple[int, Tensor, Factors]]:
-        """Yields (index, value, factors) of the maps that have an adapter."""
-        for index, (value, pair) in enumerate(zip(values, self.factors, strict=True)):
-            if pair is not None:
-                yield index, value, pair
-
 
 @dataclass(frozen=True, slots=True)
 class LoraForm:
@@ -94,6 +103,10 @@ class LoraForm:
     scale: float
     dropout: float
     folded: bool
+
+    def drops(self, seed: int | None) -> bool:
+        """Whether inputs are dropped in a pass with this seed."""
+        return bool(self.dropout) and seed is not None
 
 
 class Matrices:
@@ -123,16 +136,25 @@ class Matrices:
             return group.resident_OI
         return self._written(group, self._buffer_for(group))
 
-    def refold(self, groups: Iterable[LinearGroup]) -> None:
-        """Writes the resident matrices again, in place, after the adapter has changed."""
+    def refresh(self, groups: Iterable[LinearGroup]) -> None:
+        """Copies the factors again, and writes resident folded matrices again, after the adapter has changed."""
+        groups = [group for group in groups if group.parameters()]
+        copies, factors = [], []
         for group in groups:
-            if group.resident_OI is not None and group.parameters():
+            if group.copies is None:
+                group.copies = _empty_copies(group, self.dtype)
+            places = [(group.copies.a_RI[i], group.copies.b_OR[i]) for i in range(len(group.factors))]
+            copies += [place for pair in places for place in pair if place is not None]
+            factors += [factor.detach() for factor in group.parameters()]
+        torch._foreach_copy_(copies, factors)
+        for group in groups:
+            if self.folded and group.resident_OI is not None:
                 self._written(group, group.resident_OI)
 
     def release(self, groups: Iterable[LinearGroup]) -> None:
-        """Forgets the resident matrices: the form, or which maps have an adapter, has changed."""
+        """Forgets resident matrices and copies: the form, or which maps have an adapter, has changed."""
         for group in groups:
-            group.resident_OI = None
+            group.resident_OI = group.copies = None
 
     def _folds(self, group: LinearGroup) -> bool:
         return self.folded and any(pair is not None for pair in group.factors)
@@ -147,15 +169,16 @@ class Matrices:
         if out_OI is None:
             out_OI = torch.empty((sum(group.widths), group.in_features), dtype=self.dtype, device=_device(group))
         parts = torch.split(out_OI, group.widths)
-        for part, weight, pair in zip(parts, group.weights, group.factors, strict=True):
-            a, b = (pair.a_RI, pair.b_OR) if pair is not None and self.folded else (None, None)
+        for index, (part, weight) in enumerate(zip(parts, group.weights, strict=True)):
+            copies = group.copies if self.folded else None
+            a, b = (copies.a_RI[index], copies.b_OR[index]) if copies is not None else (None, None)
             scale = self.form.scale if self.form is not None else 1.0
             if isinstance(weight, NF4Weight):
                 ops.dequantize_nf4(
                     weight, self.dtype, lora_a_RI=a, lora_b_OR=b, lora_scale=scale, out=part, backend=self.backend
                 )
             elif a is not None and b is not None:
-                part.copy_(weight.float() + scale * (b.detach() @ a.detach()))
+                part.copy_(weight.float() + scale * (b.float() @ a.float()))
             else:
                 part.copy_(weight)
         return out_OI
@@ -171,12 +194,13 @@ def multiply(x_TI: Tensor, group: LinearGroup, matrices: Matrices, seed: int | N
         seed: of the dropout masks; None: no dropout.
     """
     y_TO = nn.functional.linear(x_TI, matrices.of(group), group.bias_O)
-    form = matrices.form
-    if form is None or form.folded:
+    form, copies = matrices.form, group.copies
+    if form is None or form.folded or copies is None:
         return y_TO
-    for index, y_TN, pair in group.adapted(torch.split(y_TO, group.widths, dim=1)):
-        a_RI, b_OR = pair.a_RI.detach().to(x_TI.dtype), pair.b_OR.detach().to(x_TI.dtype)
-        y_TN.addmm_(_dropped(x_TI, form, seed, index) @ a_RI.t(), b_OR.t(), alpha=form.scale)
+    shared_TS = None if form.drops(seed) else x_TI @ copies.stacked_a_SI.t()
+    for index, y_TN, a_RI, b_OR, columns in _adapted(group, copies, torch.split(y_TO, group.widths, dim=1)):
+        h_TR = _dropped(x_TI, form, seed, index) @ a_RI.t() if shared_TS is None else shared_TS[:, columns]
+        y_TN.addmm_(h_TR, b_OR.t(), alpha=form.scale)
     return y_TO
 
 
@@ -190,13 +214,12 @@ def input_gradient(dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: 
         seed: as in the forward.
     """
     dx_TI = dy_TO @ matrices.of(group)
-    form = matrices.form
-    if form is None or form.folded:
+    form, copies = matrices.form, group.copies
+    if form is None or form.folded or copies is None:
         return dx_TI
-    for index, dy_TN, pair in group.adapted(torch.split(dy_TO, group.widths, dim=1)):
-        a_RI, b_OR = pair.a_RI.detach().to(dy_TO.dtype), pair.b_OR.detach().to(dy_TO.dtype)
+    for index, dy_TN, a_RI, b_OR, _ in _adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)):
         u_TR = dy_TN @ b_OR
-        if form.dropout and seed is not None:
+        if form.drops(seed):
             dx_TI += _dropped(form.scale * (u_TR @ a_RI), form, seed, index)
         else:
             dx_TI.addmm_(u_TR, a_RI, alpha=form.scale)
@@ -215,21 +238,26 @@ def factor_gradients(
         matrices: as in the forward.
         seed: as in the forward.
     """
-    form = matrices.form
-    members = list(group.adapted(torch.split(dy_TO, group.widths, dim=1)))
-    if form is None or not members:
+    form, copies = matrices.form, group.copies
+    if form is None or copies is None:
         return []
-    # with dropout every map has an input of its own, without it they share one
-    own_inputs = bool(form.dropout) and seed is not None
-    batches = [[member] for member in members] if own_inputs else [members]
-    gradients = []
-    for batch in batches:
-        x = _dropped(x_TI, form, seed, batch[0][0])
-        das, dbs = ops.lora_gradients(
-            x, [dy for _, dy, _ in batch], [pair.a_RI for _, _, pair in batch], [pair.b_OR for _, _, pair in batch],
-            form.scale, backend=matrices.backend,
-        )  # fmt: skip
-        gradients += [gradient for pair in zip(das, dbs, strict=True) for gradient in pair]
+    das, dbs = [], []
+    members = list(_adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)))
+    if form.drops(seed):  # every map has an input of its own
+        for index, dy_TN, a_RI, b_OR, _ in members:
+            own_TI = _dropped(x_TI, form, seed, index)
+            das.append(_product_fp32((dy_TN @ b_OR).t(), own_TI))
+            dbs.append(_product_fp32(dy_TN.t(), own_TI @ a_RI.t()))
+    else:
+        h_TS = x_TI @ copies.stacked_a_SI.t()
+        u_TS = torch.empty_like(h_TS)
+        for _, dy_TN, _, b_OR, columns in members:
+            torch.mm(dy_TN, b_OR, out=u_TS[:, columns])
+            dbs.append(_product_fp32(dy_TN.t(), h_TS[:, columns]))
+        das += torch.split(_product_fp32(u_TS.t(), x_TI), [len(a_RI) for _, _, a_RI, _, _ in members])
+    gradients = [gradient for pair in zip(das, dbs, strict=True) for gradient in pair]
+    if form.scale != 1:
+        torch._foreach_mul_(gradients, form.scale)
     return gradients
 
 
@@ -243,6 +271,36 @@ def dropout_mask(shape: torch.Size, dropout: float, seed: int, index: int, devic
     """Returns which values one map of a group keeps, bool; the same whenever it is asked for."""
     generator = torch.Generator(device).manual_seed(seed_of(seed, index))
     return torch.rand(shape, generator=generator, device=device) >= dropout
+
+
+def _empty_copies(group: LinearGroup, dtype: torch.dtype) -> FactorCopies:
+    ranks = [0 if pair is None else pair.a_RI.shape[0] for pair in group.factors]
+    stacked_a_SI = torch.empty((sum(ranks), group.in_features), dtype=dtype, device=_device(group))
+    a_parts = torch.split(stacked_a_SI, ranks)
+    return FactorCopies(
+        stacked_a_SI,
+        [a if rank else None for a, rank in zip(a_parts, ranks, strict=True)],
+        [torch.empty((width, rank), dtype=dtype, device=stacked_a_SI.device) if rank else None
+         for width, rank in zip(group.widths, ranks, strict=True)],
+    )  # fmt: skip
+
+
+def _adapted(
+    group: LinearGroup, copies: FactorCopies, values: Iterable[Tensor]
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor, slice]]:
+    """Yields (index, value, A, B, place in the stack) of the maps that have an adapter."""
+    start = 0
+    for index, (value, a_RI, b_OR) in enumerate(zip(values, copies.a_RI, copies.b_OR, strict=True)):
+        if a_RI is not None and b_OR is not None:
+            yield index, value, a_RI, b_OR, slice(start, start + len(a_RI))
+            start += len(a_RI)
+
+
+def _product_fp32(left: Tensor, right: Tensor) -> Tensor:
+    """Returns left @ right in float32, as the product is accumulated; without a GPU 16-bit operands round it first."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
 
 
 def _dropped(x_TI: Tensor, form: LoraForm, seed: int | None, index: int) -> Tensor:

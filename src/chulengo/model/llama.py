@@ -15,8 +15,9 @@ to be an argument of some operation. Three policies, layer by layer:
     selective   h, h', gate, up: the norms and SwiGLU are computed again, the products are not
     full        h alone: the layer up to gate and up is computed again; the last product, which nothing but the next
                 layer needs, is not
+    offload     as full, and h waits in the host's memory (`model.offload`)
 
-For Llama 2 7B in bf16, with attention's share: 130, 92 and 8 KB a token and layer. All three give the same gradients
+For Llama 2 7B in bf16, with attention's share: 130, 92, 8 and 0 KB a token and layer. All give the same gradients
 bit for bit, since what is computed again is computed by the same operations from the same numbers. `torch.utils.
 checkpoint` would do for `full`, but computes the last product again (22 % of a layer's weights), as a function cannot
 stop in its middle; and for `selective` it looks at every operation of every step.
@@ -40,9 +41,10 @@ from torch.autograd.function import once_differentiable
 from chulengo.kernels import ops
 from chulengo.model.linear_group import LinearGroup, Matrices, factor_gradients, input_gradient, multiply, seed_of
 from chulengo.model.llama_weights import LlamaLayer, LlamaWeights
+from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs
 
-ACTIVATION_POLICIES = ("keep", "selective", "full")
+ACTIVATION_POLICIES = ("keep", "selective", "full", "offload")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +60,8 @@ class Pass:
         matrices: where weights come from.
         seed: of the dropout masks of this micro-step; None: no dropout.
         backend: of the kernels.
+        host: where the policy `offload` keeps its states; None: no backward will follow.
+        embedded_TD: the tokens' embeddings, where the table is on the host; None: it is on the device.
     """
 
     inputs: PackedInputs
@@ -68,6 +72,8 @@ class Pass:
     matrices: Matrices
     seed: int | None
     backend: str
+    host: HostStates | None = None
+    embedded_TD: Tensor | None = None
 
     def seed_for(self, layer: LlamaLayer, group: int) -> int | None:
         """Returns the seed of the dropout masks of one group of maps."""
@@ -114,10 +120,10 @@ def decoder_layer(
         run: the pass.
         policy: what to keep for the backward.
     """
-    if policy == "full":
+    if policy in ("full", "offload"):
         h_TD = branch_TD if residual_TD is None else branch_TD + residual_TD
         branch_TD, residual_TD = _FullRecompute.apply(  # type: ignore[no-untyped-call]
-            h_TD, layer, run, *layer.parameters()
+            h_TD, layer, run, policy == "offload", *layer.parameters()
         )
         return branch_TD, residual_TD
     attended_TD, h_TD = _attend(branch_TD, residual_TD, layer, run, policy == "keep")
@@ -125,7 +131,9 @@ def decoder_layer(
 
 
 def _stream(weights: LlamaWeights, run: Pass, activations: Sequence[str]) -> Tensor:
-    branch_TD = torch.nn.functional.embedding(run.inputs.ids_T, weights.embedding_VD)
+    branch_TD = run.embedded_TD
+    if branch_TD is None:
+        branch_TD = torch.nn.functional.embedding(run.inputs.ids_T, weights.embedding_VD)
     residual_TD = None
     for layer, policy in zip(weights.layers, activations, strict=True):
         branch_TD, residual_TD = decoder_layer(branch_TD, residual_TD, layer, run, policy)
@@ -180,13 +188,12 @@ class _BeforeAttention(torch.autograd.Function):
         x_TD, h_TD, rstd_T = norm.forward(branch_TD, residual_TD, layer.input_norm_D, run.eps)
         y_TO = multiply(x_TD, layer.qkv, run.matrices, run.seed_for(layer, 0))
         q, k, v = _heads(y_TO, layer, run.head_size)
-        # v shares its memory with q and k before their turn; where those need not stay, it moves out
-        unturned_TO, v = (y_TO, v) if layer.q_norm_H is not None else (None, v.contiguous())
+        unturned_TO = y_TO if layer.q_norm_H is not None else None
         head_rstds: list[Tensor | None] = [None, None]
         if layer.q_norm_H is not None and layer.k_norm_H is not None:
             q, head_rstds[0] = _norm_heads(norm, q, layer.q_norm_H, run.eps)
             k, head_rstds[1] = _norm_heads(norm, k, layer.k_norm_H, run.eps)
-        q, k = rope.forward(q, k, run.cos_SP, run.sin_SP, run.inputs.position_T)
+        q, k = rope.forward(q, k, run.cos_SP, run.sin_SP, run.inputs.position_T, out=(q, k))
         ctx.save_for_backward(h_TD, rstd_T, x_TD if keep else None, unturned_TO, *head_rstds)
         ctx.layer, ctx.run = layer, run
         return q, k, v, h_TD
@@ -199,12 +206,14 @@ class _BeforeAttention(torch.autograd.Function):
         norm = ops.implementation("rms_norm", h_TD, run.backend)
         rope = ops.implementation("rope", h_TD, run.backend)
         seed = run.seed_for(layer, 0)
-        dq, dk = rope.backward(dq_TNH, dk_TKH, run.cos_SP, run.sin_SP, run.inputs.position_T)
+        dy_TO = dq_TNH.new_empty((h_TD.shape[0], sum(layer.qkv.widths)))
+        dq, dk, dv = _heads(dy_TO, layer, run.head_size)
+        rope.backward(dq_TNH, dk_TKH, run.cos_SP, run.sin_SP, run.inputs.position_T, out=(dq, dk))
         if layer.q_norm_H is not None:
             q, k, _ = _heads(unturned_TO, layer, run.head_size)
-            dq = _norm_heads_backward(norm, dq, q, layer.q_norm_H, q_rstd)
-            dk = _norm_heads_backward(norm, dk, k, layer.k_norm_H, k_rstd)
-        dy_TO = torch.cat([dq.flatten(1), dk.flatten(1), dv_TKH.flatten(1)], dim=1)
+            dq.copy_(_norm_heads_backward(norm, dq, q, layer.q_norm_H, q_rstd))
+            dk.copy_(_norm_heads_backward(norm, dk, k, layer.k_norm_H, k_rstd))
+        dv.copy_(dv_TKH)
         dfactors: list[Tensor] = []
         if layer.qkv.parameters():
             if x_TD is None:
@@ -281,24 +290,31 @@ class _FullRecompute(torch.autograd.Function):
     """h -> a whole layer; the backward computes the layer again, but for its last product."""
 
     @staticmethod
-    def forward(ctx: Any, h_TD: Tensor, layer: LlamaLayer, run: Pass, *factors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, h_TD: Tensor, layer: LlamaLayer, run: Pass, offload: bool, *factors: Tensor
+    ) -> tuple[Tensor, Tensor]:
         attended_TD, _ = _attend(h_TD, None, layer, run, False)
-        ctx.save_for_backward(h_TD)
-        ctx.layer, ctx.run = layer, run
+        ctx.layer, ctx.run, ctx.device = layer, run, h_TD.device
+        ctx.host = run.host if offload else None
+        if ctx.host is not None:
+            ctx.host.put(layer.index, h_TD)
+        else:
+            ctx.save_for_backward(h_TD)
         return _after_attention(attended_TD, h_TD, layer, run, False, True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, ddown_TD: Tensor, dh_TD: Tensor) -> Any:
         layer, run = ctx.layer, ctx.run
-        h_TD = ctx.saved_tensors[0].detach().requires_grad_(ctx.needs_input_grad[0])
+        kept_TD = ctx.saved_tensors[0] if ctx.host is None else ctx.host.take(layer.index, ctx.device)
+        h_TD = kept_TD.detach().requires_grad_(ctx.needs_input_grad[0])
         factors = [factor for factor in layer.parameters() if factor.requires_grad]
         wanted = ([h_TD] if h_TD.requires_grad else []) + factors
         with torch.enable_grad():
             attended_TD, stream_TD = _attend(h_TD, None, layer, run, True)
             outputs = _after_attention(attended_TD, stream_TD, layer, run, True, False)
         gradients = list(torch.autograd.grad(outputs, wanted, (ddown_TD, dh_TD)))
-        return gradients.pop(0) if h_TD.requires_grad else None, None, None, *gradients
+        return gradients.pop(0) if h_TD.requires_grad else None, None, None, None, *gradients
 
 
 def _norm_heads(norm: Any, x_TNH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,8 @@ class LlamaWeights:
 
 
 def load_llama_weights(
-    folder: Path, shape: LlamaShape, *, quantize: bool, double_quant: bool, dtype: torch.dtype, device: torch.device
+    folder: Path, shape: LlamaShape, *, quantize: bool, double_quant: bool, dtype: torch.dtype, device: torch.device,
+    embeddings_on_host: bool = False,
 ) -> LlamaWeights:
     """Returns the weights of a folder on a device, linear maps quantised to NF4 on the way when `quantize`.
 
@@ -77,6 +78,7 @@ def load_llama_weights(
         double_quant: quantise the block scales too.
         dtype: compute dtype.
         device: where the weights go.
+        embeddings_on_host: leave the embeddings in the host's memory.
 
     Raises:
         ModelError: the files do not hold exactly this model.
@@ -84,8 +86,9 @@ def load_llama_weights(
     sizes = shape.sizes
     stored = StoredTensors(folder, dtype=dtype, device=device, quantize=quantize, double_quant=double_quant)
     with stored:
-        embedding_VD = stored.plain("model.embed_tokens.weight", (sizes.vocab, sizes.hidden))
-        layers = [_layer(stored, shape, index) for index in range(sizes.num_layers)]
+        place = torch.device("cpu") if embeddings_on_host else None
+        embedding_VD = stored.plain("model.embed_tokens.weight", (sizes.vocab, sizes.hidden), device=place)
+        layers = [read_layer(stored, shape, index) for index in range(sizes.num_layers)]
         final_norm_D = stored.plain("model.norm.weight", (sizes.hidden,))
         head_VD = embedding_VD
         if sizes.tied:
@@ -96,7 +99,8 @@ def load_llama_weights(
     return LlamaWeights(embedding_VD, layers, final_norm_D, head_VD)
 
 
-def _layer(stored: StoredTensors, shape: LlamaShape, index: int) -> LlamaLayer:
+def read_layer(stored: StoredTensors, shape: LlamaShape, index: int) -> LlamaLayer:
+    """Returns one layer, of weights that `stored` gives by name."""
     sizes, path = shape.sizes, f"model.layers.{index}"
     hidden, head = (sizes.hidden,), (sizes.head_dim,)
     q_norm = k_norm = None

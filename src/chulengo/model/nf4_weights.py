@@ -69,8 +69,8 @@ class StoredTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
-    def plain(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Returns one tensor in the compute dtype on the device.
+    def plain(self, name: str, shape: tuple[int, ...], *, device: torch.device | None = None) -> Tensor:
+        """Returns one tensor in the compute dtype on the device, or on another one.
 
         Raises:
             ModelError: it is missing, of another shape, or not of floats.
@@ -83,7 +83,7 @@ class StoredTensors:
             )
         if not stored.is_floating_point() or stored.element_size() < 2:
             raise refuse(f"{name} is stored as {stored.dtype}.", allowed="float32, bfloat16, float16, or 4-bit nf4")
-        return stored.to(self._dtype).to(self._device)
+        return stored.to(self._dtype).to(self._device if device is None else device)
 
     def linear(self, name: str, shape: tuple[int, int]) -> nf4.NF4Weight | Tensor:
         """Returns the weight `name` [O, I] of a linear map: as the files have it in 4 bits, quantised now, or plain.

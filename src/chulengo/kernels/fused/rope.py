@@ -2,6 +2,7 @@
 
 One program a token: it looks its cos and sin row up once and turns all query and key heads with it. Bound by bytes:
 4 a feature in bfloat16 (read, written); the tables are 1/N of that. The backward is the same kernel with -sin.
+A pair is read and written by one thread, so `out` may be the input itself.
 
 Legend: T tokens, N query heads, K key heads, H head features, P = H/2 pairs, S positions.
 """
@@ -38,36 +39,37 @@ def _turn(x_ptr, out_ptr, cos, sin, num_heads, num_pairs, stride_head, out_strid
 
 @triton.jit
 def _rotate(q_ptr, k_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr, position_ptr, num_query_heads, num_key_heads,
-            num_pairs, stride_q, stride_q_head, stride_k, stride_k_head, stride_cos, stride_sin,
-            DIRECTION: tl.constexpr, QUERY_HEADS: tl.constexpr, KEY_HEADS: tl.constexpr,
-            PAIRS: tl.constexpr):  # fmt: skip
+            num_pairs, stride_q, stride_q_head, stride_k, stride_k_head, out_stride_q, out_stride_q_head, out_stride_k,
+            out_stride_k_head, stride_cos, stride_sin, DIRECTION: tl.constexpr, QUERY_HEADS: tl.constexpr,
+            KEY_HEADS: tl.constexpr, PAIRS: tl.constexpr):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(position_ptr + token).to(tl.int64)
     p = tl.arange(0, PAIRS)
     inside = p < num_pairs
     cos = tl.load(cos_ptr + position * stride_cos + p, mask=inside, other=0.0)
     sin = DIRECTION * tl.load(sin_ptr + position * stride_sin + p, mask=inside, other=0.0)
-    head_size = 2 * num_pairs
-    _turn(q_ptr + token * stride_q, q_out_ptr + token * num_query_heads * head_size, cos, sin, num_query_heads,
-          num_pairs, stride_q_head, head_size, QUERY_HEADS, PAIRS)  # fmt: skip
-    _turn(k_ptr + token * stride_k, k_out_ptr + token * num_key_heads * head_size, cos, sin, num_key_heads,
-          num_pairs, stride_k_head, head_size, KEY_HEADS, PAIRS)  # fmt: skip
+    _turn(q_ptr + token * stride_q, q_out_ptr + token * out_stride_q, cos, sin, num_query_heads, num_pairs,
+          stride_q_head, out_stride_q_head, QUERY_HEADS, PAIRS)  # fmt: skip
+    _turn(k_ptr + token * stride_k, k_out_ptr + token * out_stride_k, cos, sin, num_key_heads, num_pairs,
+          stride_k_head, out_stride_k_head, KEY_HEADS, PAIRS)  # fmt: skip
 
 
-def _launch(q_TNH, k_TKH, cos_SP, sin_SP, position_T, direction: float) -> tuple[torch.Tensor, torch.Tensor]:
-    check(q_TNH, k_TKH, cos_SP, sin_SP, position_T)
+def _launch(q_TNH, k_TKH, cos_SP, sin_SP, position_T, out, direction: float) -> tuple[torch.Tensor, torch.Tensor]:
+    check(q_TNH, k_TKH, cos_SP, sin_SP, position_T, out)
     need_launchable(q_TNH)
     need_float("q", q_TNH)
-    for name, tensor in (("q", q_TNH), ("k", k_TKH), ("cos", cos_SP), ("sin", sin_SP), ("positions", position_T)):
+    q_out, k_out = out if out is not None else (torch.empty_like(x, memory_format=torch.contiguous_format)
+                                                for x in (q_TNH, k_TKH))  # fmt: skip
+    for name, tensor in (("q", q_TNH), ("k", k_TKH), ("cos", cos_SP), ("sin", sin_SP), ("positions", position_T),
+                         ("the result's q", q_out), ("the result's k", k_out)):  # fmt: skip
         need_rows(name, tensor)
     num_tokens, num_query_heads, head_size = q_TNH.shape
     num_key_heads = k_TKH.shape[1]
-    q_out = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
-    k_out = torch.empty(k_TKH.shape, dtype=k_TKH.dtype, device=k_TKH.device)
     if num_tokens:
         _rotate[(num_tokens,)](
             q_TNH, k_TKH, q_out, k_out, cos_SP, sin_SP, position_T, num_query_heads, num_key_heads, head_size // 2,
-            q_TNH.stride(0), q_TNH.stride(1), k_TKH.stride(0), k_TKH.stride(1), cos_SP.stride(0), sin_SP.stride(0),
+            *q_TNH.stride()[:2], *k_TKH.stride()[:2], *q_out.stride()[:2], *k_out.stride()[:2], cos_SP.stride(0),
+            sin_SP.stride(0),
             DIRECTION=direction, QUERY_HEADS=min(MOST_HEADS, triton.next_power_of_2(num_query_heads)),
             KEY_HEADS=min(MOST_HEADS, triton.next_power_of_2(num_key_heads)), PAIRS=row_block(head_size // 2),
             num_warps=4,
@@ -76,14 +78,16 @@ def _launch(q_TNH, k_TKH, cos_SP, sin_SP, position_T, direction: float) -> tuple
 
 
 def forward(
-    q_TNH: torch.Tensor, k_TKH: torch.Tensor, cos_SP: torch.Tensor, sin_SP: torch.Tensor, position_T: torch.Tensor
+    q_TNH: torch.Tensor, k_TKH: torch.Tensor, cos_SP: torch.Tensor, sin_SP: torch.Tensor, position_T: torch.Tensor,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns q and k turned by their positions, in new tensors. See `reference.rope.forward`."""
-    return _launch(q_TNH, k_TKH, cos_SP, sin_SP, position_T, 1.0)
+    """Returns q and k turned by their positions. See `reference.rope.forward`."""
+    return _launch(q_TNH, k_TKH, cos_SP, sin_SP, position_T, out, 1.0)
 
 
 def backward(
-    dq_TNH: torch.Tensor, dk_TKH: torch.Tensor, cos_SP: torch.Tensor, sin_SP: torch.Tensor, position_T: torch.Tensor
+    dq_TNH: torch.Tensor, dk_TKH: torch.Tensor, cos_SP: torch.Tensor, sin_SP: torch.Tensor, position_T: torch.Tensor,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the gradients turned back. See `reference.rope.backward`."""
-    return _launch(dq_TNH, dk_TKH, cos_SP, sin_SP, position_T, -1.0)
+    return _launch(dq_TNH, dk_TKH, cos_SP, sin_SP, position_T, out, -1.0)

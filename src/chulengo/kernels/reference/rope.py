@@ -10,9 +10,8 @@ Tables of cos and sin are float32 [S, H/2] (one column a pair, not repeated) and
 so packed sequences start again at 0. The sum is formed in float32 and rounded once; Hugging Face rounds the tables
 and both products to 16 bits first, which is why the two agree to that precision only.
 
-Results are new tensors. In place would be allowed (a product's backward does not look at its own output), but q and k
-are often views of one tensor, which autograd refuses to see changed inside a function, and the memory won is gone
-anyway when attention has run.
+Results go to new tensors, or to given ones, which may be the inputs themselves: a product's backward does not look at
+its own output, and q and k are often views of one tensor in which v stands too.
 
 Legend: T tokens, N query heads, K key heads, H head features, S positions in the tables.
 """
@@ -34,7 +33,8 @@ def tables(
     return angle.cos(), angle.sin()
 
 
-def check(q_TNH: Tensor, k_TKH: Tensor, cos_SP: Tensor, sin_SP: Tensor, position_T: Tensor) -> None:
+def check(q_TNH: Tensor, k_TKH: Tensor, cos_SP: Tensor, sin_SP: Tensor, position_T: Tensor,
+          out: tuple[Tensor, Tensor] | None = None) -> None:  # fmt: skip
     """Raises `KernelError` unless the operands fit each other. Positions beyond the tables are the caller's care."""
     need(
         q_TNH.dim() == 3 and k_TKH.dim() == 3 and q_TNH.shape[::2] == k_TKH.shape[::2],
@@ -55,12 +55,15 @@ def check(q_TNH: Tensor, k_TKH: Tensor, cos_SP: Tensor, sin_SP: Tensor, position
         f"Positions are {tuple(position_T.shape)} {position_T.dtype} for {q_TNH.shape[0]} tokens.",
         allowed="int32 or int64 [T]",
     )
+    for name, given, wanted in zip(("q", "k"), out or (), (q_TNH, k_TKH), strict=False):
+        need_same(f"the result's {name}", given, name, wanted)
 
 
 def forward(
-    q_TNH: Tensor, k_TKH: Tensor, cos_SP: Tensor, sin_SP: Tensor, position_T: Tensor
+    q_TNH: Tensor, k_TKH: Tensor, cos_SP: Tensor, sin_SP: Tensor, position_T: Tensor,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns q and k turned by their positions, in new tensors of the same shape and dtype.
+    """Returns q and k turned by their positions, of the same shape and dtype.
 
     Args:
         q_TNH: queries.
@@ -68,19 +71,24 @@ def forward(
         cos_SP: float32 [S, H/2].
         sin_SP: float32 [S, H/2].
         position_T: int32 or int64, below S.
+        out: where the results go; may be q and k themselves. None: new tensors.
     """
-    check(q_TNH, k_TKH, cos_SP, sin_SP, position_T)
+    check(q_TNH, k_TKH, cos_SP, sin_SP, position_T, out)
     cos_T1P, sin_T1P = cos_SP[position_T.long()][:, None], sin_SP[position_T.long()][:, None]
 
     def turned(x: Tensor) -> Tensor:
         a, b = x.float().chunk(2, dim=-1)
         return torch.cat((a * cos_T1P - b * sin_T1P, b * cos_T1P + a * sin_T1P), dim=-1).to(x.dtype)
 
-    return turned(q_TNH), turned(k_TKH)
+    results = turned(q_TNH), turned(k_TKH)
+    if out is None:
+        return results
+    return out[0].copy_(results[0]), out[1].copy_(results[1])
 
 
 def backward(
-    dq_TNH: Tensor, dk_TKH: Tensor, cos_SP: Tensor, sin_SP: Tensor, position_T: Tensor
+    dq_TNH: Tensor, dk_TKH: Tensor, cos_SP: Tensor, sin_SP: Tensor, position_T: Tensor,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the gradients of q and k before the turn: the rotation by minus the angle."""
-    return forward(dq_TNH, dk_TKH, cos_SP, -sin_SP, position_T)
+    return forward(dq_TNH, dk_TKH, cos_SP, -sin_SP, position_T, out)
