@@ -89,4 +89,5 @@ def mean_of(
 def ratio(counts: Counts) -> NDArray[np.float64]:
     """Returns the first count over the second, NaN where that is 0."""
     above, below = counts[..., 0], counts[..., 1]
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below != 0)
+    divided: NDArray[np.float64] = np.divide(above, below, out=np.full(above.shape, np.nan), where=below != 0)
+    return divided
