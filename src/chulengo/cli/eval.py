@@ -1,9 +1,13 @@
-"""Perplexity and exact match of a model on held-out data; with an adapter, base and tuned beside each other.
+"""Scores of a model on held-out data; with an adapter, base and tuned beside each other, with their difference.
 
+  chulengo eval --adapter runs/demo --task squad --data FILE --out runs/demo/results/squad
+  chulengo eval --task list
   chulengo eval --adapter runs/demo --data heldout.jsonl --exact-match
   chulengo eval --model FOLDER --data rows.parquet --num-rows 200 --json
 
---json and --out also say what every single row gave; perplexity then runs row by row.
+With --task: everything that the task measures, with intervals; --out is a folder, and the same command goes on where
+it was stopped. Without: perplexity, and with --exact-match the share of right answers; --out is a JSON file. --json and
+--out also say what every single row gave.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from chulengo.cli.arguments import add_run_arguments
 from chulengo.cli.inference import add_session_arguments, memory_explained, session_config, session_from
+from chulengo.cli.task_options import add_task_arguments
 from chulengo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,18 +41,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exact-match", action="store_true", help="also generate every last answer and compare it")
     parser.add_argument("--num-rows", type=int, metavar="N", help="a random subset of this many rows (data.seed)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows at a time (default: 8)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N",
-                        help="most tokens of a generated answer (default: 256)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N",
+                        help="most tokens of a generated answer (default: the task's; 256 without one)")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
-    parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--out", metavar="DIR", help="a folder for results and answers (without --task: a JSON file)")
+    add_task_arguments(parser, required=False)
+    parser.add_argument("--side", choices=("base", "tuned", "both"), default="both",
+                        help="which answers, where there is an adapter (default: both)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs `chulengo eval`; returns 0."""
     if arguments.batch_size < 1:
-        raise ConfigError(f"--batch-size is {arguments.batch_size}.", allowed="1 or more")
+        raise ConfigError(f"--batch-size is {arguments.batch_size}.", allowed="1 or more", next_step="--batch-size 8")
     if arguments.num_rows is not None:
         arguments.overrides = [*arguments.overrides, f"data.num_rows={arguments.num_rows}"]
+    if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
+        raise ConfigError(f"--max-new-tokens is {arguments.max_new_tokens}.", allowed="1 or more",
+                          next_step="--max-new-tokens 64")
+    if arguments.task:
+        from chulengo.cli.eval_task import run_task
+
+        return run_task(arguments)
+    return _run_taskless(arguments)
+
+
+def _run_taskless(arguments: argparse.Namespace) -> int:
+    for name, value in (("--compare-with", arguments.compare_with), ("--encoder", arguments.encoder),
+                        ("--split", arguments.split)):
+        if value:
+            raise ConfigError(f"{name} belongs to a task.", next_step="--task NAME   (chulengo eval --task list)")
     config = session_config(arguments)
     data = config.data.train if arguments.data else config.data.validation or config.data.train
     if not data:
@@ -57,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     from chulengo.generate.settings import GenerationSettings
     from chulengo.train.finetune import read_examples
 
-    settings = GenerationSettings(max_new_tokens=arguments.max_new_tokens)
+    settings = GenerationSettings(max_new_tokens=arguments.max_new_tokens or 256)
     examples, report = read_examples(config, data, num_rows=config.data.num_rows)
     session = session_from(arguments, config)
     rows, ledger = _rows(session, examples, config)

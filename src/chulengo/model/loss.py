@@ -20,6 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from chulengo.data.batches import IGNORE
 
+TARGETS_AT_ONCE = 2048  # x 32,000 pieces x 4 bytes: 262 MB
+
 
 def supervised_nll(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, int]:
     """Returns the summed negative log-likelihood of a batch's targets, in nats, and their number.
@@ -32,29 +34,56 @@ def supervised_nll(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, int
     Returns:
         fp32 scalar that carries gradients, and the number of targets in it.
     """
-    base = base_model(model)
-    labels = batch["labels"]
-    inputs: dict[str, Any] = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
-    if "decoder_ids" in batch:
-        inputs["decoder_input_ids"] = _shifted_right(batch["decoder_ids"], base)
-        logits = model(**inputs, use_cache=False).logits
-        targets = labels
-    else:
-        targets = labels[:, 1:]
-        if "logits_to_keep" in inspect.signature(base.forward).parameters:
-            columns = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)
-            if len(columns) == 0:
-                columns = torch.zeros(1, dtype=torch.int64, device=labels.device)
-            logits = model(**inputs, logits_to_keep=columns, use_cache=False).logits
-            targets = targets[:, columns]
-        else:
-            logits = model(**inputs, use_cache=False).logits[:, :-1]
+    logits, targets, _ = _target_logits(model, batch)
     chosen = targets != IGNORE
     picked = targets[chosen]
     if len(picked) == 0:
         # keeps the graph, so that every rank has gradients (zeros) to exchange
         return logits.float().sum() * 0.0, 0
     return cross_entropy(logits[chosen].float(), picked, reduction="sum"), len(picked)
+
+
+@torch.no_grad()
+def target_nll(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what every single target of a batch gives, for scores that keep apart what a batch puts together.
+
+    The fp32 copies of the logits are made for `TARGETS_AT_ONCE` targets at a time, since no graph needs them whole.
+
+    Args:
+        model: see `supervised_nll`.
+        batch: see `supervised_nll`.
+
+    Returns:
+        For each of the K targets, in the order of the batch: its negative log-likelihood in nats (fp32 [K]), whether
+        it is the likeliest token (bool [K]), and its row and column in `batch["labels"]` (int64 [K, 2]).
+    """
+    logits, targets, columns = _target_logits(model, batch)
+    places = (targets != IGNORE).nonzero()
+    nll, hit = [logits.new_zeros(0, dtype=torch.float32)], [torch.zeros(0, dtype=torch.bool, device=logits.device)]
+    for part in torch.split(places, TARGETS_AT_ONCE):
+        rows, taken = part.unbind(1)
+        some, wanted = logits[rows, taken].float(), targets[rows, taken]
+        nll.append(cross_entropy(some, wanted, reduction="none"))
+        hit.append(some.argmax(-1) == wanted)
+    return torch.cat(nll), torch.cat(hit), torch.stack([places[:, 0], columns[places[:, 1]]], dim=1)
+
+
+def _target_logits(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns logits [rows, C, vocabulary], targets [rows, C], and the column of `labels` each of the C stands for."""
+    base = base_model(model)
+    labels = batch["labels"]
+    columns = torch.arange(labels.shape[1], device=labels.device)
+    inputs: dict[str, Any] = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
+    if "decoder_ids" in batch:
+        inputs["decoder_input_ids"] = _shifted_right(batch["decoder_ids"], base)
+        return model(**inputs, use_cache=False).logits, labels, columns
+    targets = labels[:, 1:]
+    if "logits_to_keep" not in inspect.signature(base.forward).parameters:
+        return model(**inputs, use_cache=False).logits[:, :-1], targets, columns[1:]
+    kept = (targets != IGNORE).any(dim=0).nonzero().squeeze(1)
+    if len(kept) == 0:
+        kept = torch.zeros(1, dtype=torch.int64, device=labels.device)
+    return model(**inputs, logits_to_keep=kept, use_cache=False).logits, targets[:, kept], kept + 1
 
 
 def base_model(model: nn.Module) -> Any:

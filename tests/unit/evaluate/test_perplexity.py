@@ -12,7 +12,7 @@ import torch
 
 import tiny_models as tiny
 from chulengo.errors import DataError, ModelError
-from chulengo.evaluate.perplexity import perplexity, score_batches
+from chulengo.evaluate.perplexity import perplexity, row_losses, score_batches
 
 
 @dataclass
@@ -67,6 +67,46 @@ def test_independent_of_batch_size_and_padding(llama: Any, batch_size: int, pad_
     assert perplexity(llama, rows(), pad_id=pad_id, batch_size=batch_size).details["loss"] == pytest.approx(
         one, rel=1e-6
     )
+
+
+@pytest.mark.parametrize("max_seq_tokens", [50, 70, 128])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_packed_rows_give_what_single_rows_give(llama: Any, batch_size: int, max_seq_tokens: int) -> None:
+    alone = perplexity(llama, rows(24), pad_id=0, batch_size=1, per_item=True)
+    packed = perplexity(llama, rows(24), pad_id=0, batch_size=batch_size, per_item=True, packed=True,
+                        max_seq_tokens=max_seq_tokens)
+    assert packed.value == pytest.approx(alone.value, rel=1e-6)
+    assert [item["source"] for item in packed.items] == [item["source"] for item in alone.items]
+    for one, other in zip(packed.items, alone.items, strict=True):
+        assert one["supervised_tokens"] == other["supervised_tokens"]
+        assert one["loss"] == (other["loss"] and pytest.approx(other["loss"], rel=1e-5))
+
+
+def test_single_rows_cost_no_batch_of_their_own(llama: Any) -> None:
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    hook = llama.register_forward_hook(count)
+    try:
+        perplexity(llama, rows(), pad_id=0, batch_size=4, per_item=True)
+    finally:
+        hook.remove()
+    assert calls == 3
+
+
+def test_hits_are_the_likeliest_tokens(llama: Any) -> None:
+    some = rows(5)
+    losses = row_losses(llama, some, pad_id=0, batch_size=5)
+    for row, hits in zip(some, losses.hits.tolist(), strict=True):
+        with torch.no_grad():
+            likeliest = llama(torch.tensor([row.ids])).logits[0].argmax(-1).tolist()
+        own = sum(
+            row.trained[place] and likeliest[place - 1] == row.ids[place] for place in range(1, len(row.ids))
+        )
+        assert hits == own
 
 
 def test_independent_of_the_padding_side(llama: Any) -> None:

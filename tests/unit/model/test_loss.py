@@ -7,7 +7,7 @@ import torch
 
 from chulengo.data.batches import collate_packed, collate_padded
 from chulengo.model.load import load_base
-from chulengo.model.loss import supervised_nll
+from chulengo.model.loss import supervised_nll, target_nll
 from training_kit import make_llama, make_rows, make_t5
 
 
@@ -89,3 +89,23 @@ def test_decoder_tokens_without_loss_are_still_seen_by_the_decoder(tmp_path: Pat
     rows[0].ids[0] += 1
     second, _ = supervised_nll(model, collate_padded(rows, pad_id=0))
     assert float(first) != float(second)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 2048])
+def test_target_nll_takes_the_sum_apart(llama: object, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("chulengo.model.loss.TARGETS_AT_ONCE", at_once)
+    batch = collate_padded(make_rows(5), pad_id=0)
+    total, count = supervised_nll(llama, batch)
+    nll, hit, places = target_nll(llama, batch)
+    assert (nll.dtype, len(nll), len(hit)) == (torch.float32, count, count)
+    assert float(nll.double().sum()) == pytest.approx(float(total.detach()), rel=1e-6)
+    assert not nll.requires_grad
+    expected = (batch["labels"] != -100).nonzero()
+    assert torch.equal(places, expected[expected[:, 1] > 0])
+
+
+def test_target_nll_without_targets(llama: object) -> None:
+    batch = collate_padded(make_rows(2), pad_id=0)
+    batch["labels"].fill_(-100)
+    nll, hit, places = target_nll(llama, batch)
+    assert (len(nll), len(hit), tuple(places.shape)) == (0, 0, (0, 2))

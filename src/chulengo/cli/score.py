@@ -1,0 +1,166 @@
+"""Scores of answers that exist already; needs no model.
+
+  chulengo score --task squad --data dev-v1.1.json --predictions answers.json --json
+  chulengo score --task pubmedqa --data FOLDER --predictions answers.jsonl --out results/pubmedqa
+  chulengo score --task list
+
+--predictions takes {id: text} as SQuAD has it, rows with id and answer (jsonl, json, csv), and what `eval` and
+`generate` write. A row of data without an id has its number, from 1. With --json the scores stand at the top level on
+a scale of 0 to 100, with their intervals under `scores`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chulengo.cli.task_options import (
+    add_task_arguments,
+    check_task_arguments,
+    counting_versions,
+    other_results,
+    read_data,
+    results_path,
+    task_list,
+    without_collector,
+)
+
+if TYPE_CHECKING:
+    from chulengo.evaluate.comparison import Comparison
+    from chulengo.evaluate.task_data import TaskData
+    from chulengo.evaluate.task_scores import Side
+    from chulengo.evaluate.tasks import Task
+
+SIDE = "answers"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `chulengo score`."""
+    add_task_arguments(parser, required=True)
+    parser.add_argument("--data", metavar="D", help="a file, a folder, or a Hub data set name")
+    parser.add_argument("--predictions", metavar="P", help="the answers: a JSON, JSON lines or csv file")
+    parser.add_argument("--missing", choices=("error", "wrong"), default="error",
+                        help="items without a prediction: an error (default), or scored as wrong")
+    parser.add_argument("--num-rows", type=int, metavar="N", help="a random subset of this many rows (data.seed)")
+    parser.add_argument("--out", metavar="DIR", help="write results.json here")
+    parser.add_argument("--json", action="store_true", help="print the scores as one JSON object")
+    parser.add_argument("--config", metavar="FILE", help="a recipe: how its data are read (format, columns, cleaning)")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+                        help="one setting, e.g. --set data.columns.answer=reply (repeatable)")
+    parser.add_argument("--offline", action="store_true", help="never use the network, not even for Hub names")
+    parser.set_defaults(model=None)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs `chulengo score`; returns 0."""
+    if arguments.task == "list":
+        print(task_list())
+        return 0
+    with without_collector():
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from chulengo.cli.arguments import config_from
+    from chulengo.errors import ConfigError
+    from chulengo.evaluate.tasks import load_task
+
+    check_task_arguments(arguments)
+    started = time.perf_counter()
+    task = load_task(arguments.task)
+    if not arguments.predictions:
+        raise ConfigError("No predictions to score.", next_step="--predictions FILE")
+    if not task.answer_metrics:
+        raise ConfigError(f"The task {task.name} has no metric of answers.", next_step="chulengo eval --task …")
+    path = results_path(arguments.out)
+    if arguments.num_rows is not None:
+        arguments.overrides = [*arguments.overrides, f"data.num_rows={arguments.num_rows}"]
+    config = config_from(_without_out(arguments))
+    other = other_results(arguments, task)
+    data = read_data(task, config, arguments, prompts=False)
+    side = _score(task, data, arguments, with_items=path is not None or other is not None)
+    comparisons = _compared(other, side, arguments)
+    seconds = {"total": time.perf_counter() - started}
+    if path is not None:
+        _write(path, task, data, side, comparisons, seconds, arguments)
+    _show(task, data, side, comparisons, arguments)
+    return 0
+
+
+def _without_out(arguments: argparse.Namespace) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(arguments), "out": None})  # theirs is a folder of results, not a run
+
+
+def _score(task: Task, data: TaskData, arguments: argparse.Namespace, *, with_items: bool) -> Side:
+    from chulengo.evaluate.predictions import match_predictions, read_predictions
+    from chulengo.evaluate.scoring import score_all
+    from chulengo.evaluate.task_scores import NO_MODEL, Side, answer_metrics, in_task_order, outcomes_of
+
+    encoder = Path(arguments.encoder) if arguments.encoder else None
+    metrics, not_computed = answer_metrics(task, encoder=encoder)
+    answers, missing = match_predictions(
+        [item.id for item in data.items], read_predictions(Path(arguments.predictions)),
+        missing_is_wrong=arguments.missing == "wrong", source=arguments.predictions,
+    )
+    outcomes, unread = outcomes_of(task, data.items, answers)
+    scores = score_all(
+        metrics, outcomes, draws=arguments.draws, seed=arguments.seed, labels=task.labels, with_items=with_items
+    )
+    not_computed |= dict.fromkeys(task.loss_metrics, NO_MODEL)
+    return Side({"predictions": arguments.predictions}, tuple(answers), outcomes, unread, tuple(missing),
+                in_task_order(task, scores), not_computed)
+
+
+def _compared(
+    other: tuple[str, list[Any]] | None, side: Side, arguments: argparse.Namespace
+) -> list[Comparison]:
+    from chulengo.evaluate.task_scores import compared
+
+    return [] if other is None else compared(other[1], side.scores, draws=arguments.draws, seed=arguments.seed)
+
+
+def _write(
+    path: Path, task: Task, data: TaskData, side: Side, comparisons: list[Comparison], seconds: dict[str, float],
+    arguments: argparse.Namespace,
+) -> None:
+    from chulengo.evaluate.results import write_results
+    from chulengo.evaluate.task_scores import results_of
+
+    other = {"results": arguments.compare_with, "comparisons": [c.to_dict() for c in comparisons]}
+    results = results_of(
+        task, data.items, data.facts, {SIDE: side},
+        settings={"missing": arguments.missing, "draws": arguments.draws, "seed": arguments.seed},
+        versions=counting_versions(), seconds=seconds, compared_with=other if comparisons else None,
+    )
+    write_results(path, results, indent=None)
+    print(f"written to {path}", file=sys.stderr)
+
+
+def _show(
+    task: Task, data: TaskData, side: Side, comparisons: list[Comparison], arguments: argparse.Namespace
+) -> None:
+    from chulengo.cli.score_view import hundreds, item_lines, one_side, show_table, two_sides
+
+    for word, ids in (("have no prediction and are scored as wrong", side.missing),
+                      ("hold no answer that could be read", side.unread)):
+        if ids:
+            shown = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+            print(f"note: {len(ids)} of {len(data.items)} items {word}: {shown}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({
+            **hundreds(side.scores), "task": task.name, "headline": task.headline, "num_items": len(data.items),
+            "missing": len(side.missing), "unread": len(side.unread), "not_computed": side.not_computed,
+            "data": data.facts, "versions": counting_versions(),
+            "scores": [score.to_dict(with_items=False) for score in side.scores],
+            "comparisons": [comparison.to_dict() for comparison in comparisons],
+        }, ensure_ascii=False, allow_nan=False))
+        return
+    if comparisons:
+        show_table(two_sides((arguments.compare_with, "these"), comparisons, task.headline, side.not_computed))
+        print("\n".join(item_lines(comparisons, task.headline)))
+    else:
+        show_table(one_side(side.scores, task.headline, side.not_computed))

@@ -1,0 +1,300 @@
+"""`eval --task`, `score` and `compare` as they are typed: base against tuned, resuming, other people's predictions."""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+import string
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import tiny_models
+from chulengo.evaluate import task_run
+from command_kit import Capture, conversations, done, main, refused, write_lines
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.write_adapter(tiny_model, tmp_path_factory.mktemp("run") / "adapter")
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lines(tmp_path_factory.mktemp("held") / "held.jsonl", *conversations(12))
+
+
+WORDS = ("--device", "cpu", "--max-new-tokens", "6", "--batch-size", "4", "--draws", "300")
+
+
+def evaluated(capsys: Capture, out: Path, *words: object) -> dict[str, Any]:
+    done(capsys, "eval", "--task", "chat", "--out", out, *WORDS, *words)
+    results: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return results
+
+
+# ---- score
+
+
+def official(data: dict[str, Any], predictions: dict[str, str]) -> dict[str, float]:
+    """The official evaluate-v1.1.py, written again from its description."""
+
+    def normal(text: str) -> list[str]:
+        text = "".join(c for c in text.lower() if c not in set(string.punctuation))
+        return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+    def f1(answer: str, truth: str) -> float:
+        one, other = normal(answer), normal(truth)
+        same = sum((collections.Counter(one) & collections.Counter(other)).values())
+        if not same:
+            return 0.0
+        precision, recall = same / len(one), same / len(other)
+        return 2 * precision * recall / (precision + recall)
+
+    exact = total = best = 0.0
+    for question in (q for a in data["data"] for p in a["paragraphs"] for q in p["qas"]):
+        total += 1
+        if question["id"] in predictions:
+            answer, truths = predictions[question["id"]], [each["text"] for each in question["answers"]]
+            exact += max(normal(answer) == normal(truth) for truth in truths)
+            best += max(f1(answer, truth) for truth in truths)
+    return {"exact_match": 100 * exact / total, "f1": 100 * best / total}
+
+
+def test_squad_equals_the_official_script(shared_data: Path, tmp_path: Path, capsys: Capture) -> None:
+    source = shared_data / "squad" / "xquad.en.json"
+    data = json.loads(source.read_text(encoding="utf-8"))
+    said = ["{}", "the {}.", "", "“{}” – naïve", "{} ΑΒΓ", "{} {}", "¿", "A", "nothing alike"]
+    questions = [q for a in data["data"] for p in a["paragraphs"] for q in p["qas"]]
+    predictions = {
+        q["id"]: said[n % len(said)].replace("{}", q["answers"][0]["text"]) for n, q in enumerate(questions) if n % 50
+    }
+    file = tmp_path / "predictions.json"
+    file.write_text(json.dumps(predictions), encoding="utf-8")
+    words = ["score", "--task", "squad", "--data", source, "--predictions", file, "--json"]
+    assert "24 of 1190 items have no prediction" in refused(capsys, *words)
+    found = json.loads(done(capsys, *words, "--missing", "wrong")[0])
+    expected = official(data, predictions)
+    assert found["exact_match"] == expected["exact_match"]
+    assert found["f1"] == pytest.approx(expected["f1"], rel=1e-12)
+    assert (found["num_items"], found["missing"]) == (1190, 24)
+    low, high = next(s["interval_95"] for s in found["scores"] if s["name"] == "squad_f1")
+    assert low < found["f1"] < high
+
+
+def test_pubmedqa_s_published_human_scores(shared_data: Path, tmp_path: Path, capsys: Capture) -> None:
+    # Jin et al. 2019: a second annotator, with the abstract, against the labels of the official test set
+    folder = shared_data / "pubmedqa"
+    rows = json.loads((folder / "ori_pqal.json").read_text(encoding="utf-8"))
+    labels = json.loads((folder / "test_ground_truth.json").read_text(encoding="utf-8"))
+    human = {key: rows[key]["reasoning_required_pred"] for key in labels}
+    file = tmp_path / "human.json"
+    file.write_text(json.dumps(human), encoding="utf-8")
+    words = ["score", "--task", "pubmedqa", "--data", folder, "--predictions", file, "--json"]
+    found = json.loads(done(capsys, *words)[0])
+    assert found["accuracy"] == 78.0
+    assert round(found["macro_f1"], 2) == 72.19
+    assert found["num_items"] == 500
+
+
+def test_scoring_needs_no_torch(tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "d.jsonl", {"id": "a", "context": "c", "question": "q", "answers": {"text": ["x"]}})
+    (tmp_path / "p.json").write_text('{"a": "x"}')
+    program = (
+        "import sys\n"
+        "from chulengo.cli.main import main\n"
+        f"assert main(['score', '--task', 'squad', '--data', {str(data)!r}, '--predictions', "
+        f"{str(tmp_path / 'p.json')!r}, '--out', {str(tmp_path / 'out')!r}]) == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_task_of_one_s_own_from_data_to_compare(tmp_path: Path, capsys: Capture) -> None:
+    task = tmp_path / "mood.yaml"
+    task.write_text(yaml.safe_dump({
+        "prompt": {"user": "{remark}", "answer": "{mood}"}, "metrics": ["accuracy", "macro_f1", "answer_words"],
+        "headline": "accuracy", "read": {"rule": "label", "labels": {"good": ["fine"], "bad": []}},
+    }))
+    data = write_lines(tmp_path / "d.jsonl", *({"remark": f"r{n}", "mood": ["good", "bad"][n % 2]} for n in range(30)))
+    for name, wrong in (("first", 3), ("second", 5)):
+        answers = ["It is fine." if (n % 2 == 0) != (n % wrong == 0) else "bad" for n in range(30)]
+        answers[29] = "who knows"
+        write_lines(tmp_path / f"{name}.jsonl", *({"id": n + 1, "answer": a} for n, a in enumerate(answers)))
+        out, err = done(capsys, "score", "--task", task, "--data", data, "--predictions", tmp_path / f"{name}.jsonl",
+                        "--out", tmp_path / name)
+        assert "accuracy*" in out
+        assert "1 of 30 items hold no answer that could be read: 30" in err
+    out, _ = done(capsys, "compare", tmp_path / "first", tmp_path / "second")
+    assert re.search(r"accuracy\*\s+63\.3%\s+76\.7%\s+\+13\.3 pp \(.*\)\s+unclear, McNemar p 0\.\d+\s+30", out)
+    assert "accuracy: better on 8 of 30 items" in out
+    assert "accuracy: worse on 4 of 30 items, most on 11, 21, 26, 6" in out
+    found = json.loads(done(capsys, "compare", tmp_path / "first", tmp_path / "second", "--json")[0])
+    again = done(capsys, "score", "--task", task, "--data", data, "--predictions", tmp_path / "second.jsonl", "--json",
+                 "--compare-with", tmp_path / "first")[0]
+    assert json.loads(again)["comparisons"] == found["comparisons"]
+
+
+def test_bad_predictions_and_tasks(tmp_path: Path, capsys: Capture) -> None:
+    data = write_lines(tmp_path / "d.jsonl", *({"question": f"q{n}", "answer": f"a{n}"} for n in range(3)))
+    good = write_lines(tmp_path / "p.jsonl", *({"id": n + 1, "answer": "a"} for n in range(3)))
+    twice = write_lines(tmp_path / "2.jsonl", *({"id": 1, "answer": "a"} for n in range(3)))
+    other = write_lines(tmp_path / "o.jsonl", *({"id": n, "answer": "a"} for n in range(4)))
+    empty = write_lines(tmp_path / "e.jsonl", {"question": "q", "answer": ""})
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("metrics: [blue]\n")
+    words = ["score", "--task", "medical-qa", "--data", data, "--predictions"]
+    assert "occurs twice" in refused(capsys, *words, twice)
+    assert "belong to no item of the data: 0" in refused(capsys, *words, other)
+    assert "There is no file" in refused(capsys, *words, tmp_path / "absent.jsonl")
+    assert "did you mean 'bleu'?" in refused(capsys, "score", "--task", wrong, "--data", data, "--predictions", good)
+    assert "--task squad" in refused(capsys, "score", "--task", "sqad", "--data", data, "--predictions", good)
+    assert "have no accepted answer: 1" in refused(
+        capsys, "score", "--task", "medical-qa", "--data", empty, "--predictions", good
+    )
+    assert "There are no results at" in refused(capsys, *words, good, "--compare-with", tmp_path / "absent")
+    assert "No predictions" in refused(capsys, "score", "--task", "squad", "--data", data)
+    assert "No data for the task" in refused(capsys, "score", "--task", "squad", "--predictions", good)
+    assert "is a file; the results of a task are a folder" in refused(capsys, *words, good, "--out", data)
+    done(capsys, *words, good, "--out", tmp_path / "r", "--draws", "0")
+    assert "results of the task medical-qa, not of squad" in refused(
+        capsys, "score", "--task", "squad", "--data", data, "--predictions", good, "--compare-with", tmp_path / "r"
+    )
+
+
+def test_the_list_of_tasks(capsys: Capture) -> None:
+    out, _ = done(capsys, "score", "--task", "list")
+    assert "pubmedqa" in out
+    assert "task_files" in out
+
+
+# ---- eval
+
+
+def test_base_against_tuned(adapter: Path, held_out: Path, tmp_path: Path, capsys: Capture) -> None:
+    out, err = done(capsys, "eval", "--task", "chat", "--adapter", adapter, "--data", held_out, *WORDS,
+                    "--out", tmp_path / "both")
+    assert out.splitlines()[0].split()[:3] == ["metric", "base", "tuned"]
+    assert re.search(r"bertscore_f1\s+not computed: no encoder", out)
+    assert re.search(r"perplexity: worse on \d+ of 12 items", out)
+    assert "answers, tuned: 12 of 12" in err
+    results = json.loads((tmp_path / "both" / "results.json").read_text(encoding="utf-8"))
+    assert (results["format"], results["task"], results["headline"]) == ("chulengo-results/1", "chat", "perplexity")
+    assert list(results["scores"]) == list(results["sides"]) == ["base", "tuned"]
+    assert results["sides"]["base"]["adapter"] is None
+    assert results["sides"]["tuned"]["adapter"] == str(adapter)
+    names = [score["name"] for score in results["scores"]["base"]]
+    assert names == [comparison["name"] for comparison in results["comparisons"]]
+    assert names[0] == "perplexity"
+    assert set(results["seconds"]) >= {"engine", "losses", "load_model", "metrics", "total", "harness_share"}
+    example = results["examples"][3]
+    assert (example["question"], example["references"]) == ("What is 3?", ["It is 3."])
+    assert example["answers"]["base"]["text"] != example["answers"]["tuned"]["text"]
+    # each side alone, and the two compared afterwards, are the same numbers
+    for side in ("base", "tuned"):
+        alone = evaluated(capsys, tmp_path / side, "--adapter", adapter, "--data", held_out, "--side", side)
+        assert alone["scores"][side] == results["scores"][side]
+    found = json.loads(done(capsys, "compare", tmp_path / "base", tmp_path / "tuned", "--json", "--draws", "300")[0])
+    assert found["comparisons"] == results["comparisons"]
+    # what was generated can be scored again without the model
+    again = json.loads(done(
+        capsys, "score", "--task", "chat", "--data", held_out, "--json", "--draws", "300",
+        "--predictions", tmp_path / "both" / "predictions-tuned.jsonl",
+    )[0])
+    stored = {score["name"]: {k: v for k, v in score.items() if k != "items"} for score in results["scores"]["tuned"]}
+    assert [stored[score["name"]] for score in again["scores"]] == again["scores"]
+    assert again["not_computed"]["perplexity"] == "needs the model (chulengo eval)"
+
+
+def test_an_interrupted_evaluation_goes_on(
+    adapter: Path, held_out: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--adapter", adapter, "--data", held_out]
+    whole = evaluated(capsys, tmp_path / "whole", *words)
+    real, made = task_run.complete_all, []
+
+    def counting(model: Any, prompts: Any, *rest: Any) -> Any:
+        if stop and len(made) >= stop:
+            raise KeyboardInterrupt
+        made.extend(prompts)
+        return real(model, prompts, *rest)
+
+    monkeypatch.setattr(task_run, "complete_all", counting)
+    out, stop = tmp_path / "broken", 16  # the base's three batches and one of the tuned side
+    message = refused(capsys, "eval", "--task", "chat", "--out", out, *WORDS, *words)
+    assert "type the same again" in message
+    assert not (out / "results.json").exists()
+    tuned = out / "predictions-tuned.jsonl"
+    assert tuned.read_bytes().count(b"\n") == 4
+    tuned.write_bytes(tuned.read_bytes()[:-9])  # as if the machine had gone down while it wrote
+    stop, before = 0, len(made)
+    results = evaluated(capsys, out, *words)
+    assert len(made) - before == 9  # eight that were left, and the torn one
+    for key in ("scores", "comparisons", "examples"):
+        assert results[key] == whole[key]
+    made.clear()
+    evaluated(capsys, out, *words)
+    assert made == []
+    message = refused(capsys, "eval", "--task", "chat", "--out", out, *WORDS, *words, "--max-new-tokens", 7)
+    assert "max_new_tokens was 6, now 7" in message
+
+
+def test_questions_in_two_turns(
+    tiny_model: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_lines(tmp_path / "question.jsonl", *(
+        {"question_id": n, "category": "c", "turns": [f"Say {n}.", "Again."]} for n in range(3)
+    ))
+    real, asked = task_run.chat_prompt, {}
+
+    def spy(renderer: Any, messages: Any) -> Any:
+        asked[messages[0].content, len(messages)] = [message.content for message in messages]
+        return real(renderer, messages)
+
+    monkeypatch.setattr(task_run, "chat_prompt", spy)
+    done(capsys, "eval", "--task", "mt-bench", "--model", tiny_model, "--data", data, "--out", tmp_path / "r", *WORDS)
+    results = json.loads((tmp_path / "r" / "results.json").read_text(encoding="utf-8"))
+    answers = {example["id"]: example["answers"]["base"]["text"] for example in results["examples"]}
+    assert list(answers) == ["0/1", "0/2", "1/1", "1/2", "2/1", "2/2"]
+    assert asked["Say 1.", 3] == ["Say 1.", answers["1/1"], "Again."]
+    assert results["headline"] is None
+
+
+def test_plain_text(tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
+    text = " ".join(f"The guanaco {n} lives in the Andes." for n in range(40))
+    (tmp_path / "a.txt").write_text(text)
+    task = tmp_path / "text.yaml"
+    task.write_text(yaml.safe_dump({
+        "kind": "text", "format": "text", "window": 48, "stride": 24, "prompt_words": 6, "answer_words": 4,
+        "num_prompts": 3, "metrics": ["perplexity", "bits_per_byte", "next_token_accuracy", "token_f1"],
+    }))
+    out = [tmp_path / "one", tmp_path / "eight"]
+    found = []
+    for folder, size in zip(out, (1, 8), strict=True):
+        done(capsys, "eval", "--task", task, "--model", tiny_model, "--data", tmp_path / "a.txt", "--device", "cpu",
+             "--batch-size", size, "--max-new-tokens", "6", "--out", folder)
+        found.append(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    one, eight = ({score["name"]: score for score in each["scores"]["base"]} for each in found)
+    assert eight["perplexity"]["value"] == pytest.approx(one["perplexity"]["value"], rel=1e-6)
+    assert "windows of 48 tokens, each further one scoring 24" in one["bits_per_byte"]["definition"]
+    assert one["perplexity"]["num_items"] > 10
+    assert len(found[0]["examples"]) == 3
+    assert found[0]["examples"][0]["references"] == ["Andes. The guanaco 1"]
+
+
+def test_options_that_belong_to_a_task(tiny_model: Path, held_out: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ["eval", "--model", tiny_model, "--data", held_out, "--device", "cpu"]
+    assert "--encoder belongs to a task" in refused(capsys, *words, "--encoder", tmp_path)
+    assert "--side tuned needs an adapter" in refused(capsys, *words, "--task", "chat", "--side", "tuned")
+    assert "--max-new-tokens is 0" in refused(capsys, *words, "--task", "chat", "--max-new-tokens", "0")
+    assert "--batch-size is 0" in refused(capsys, *words, "--task", "chat", "--batch-size", "0")
+    empty = tmp_path / "no-encoder"
+    empty.mkdir()
+    refused(capsys, *words, "--task", "chat", "--encoder", empty)
+    assert main(["eval", "--task", "list"]) == 0
