@@ -1,0 +1,1 @@
+"""Hyper-parameter search and the sample-size curve, both on short runs."""
