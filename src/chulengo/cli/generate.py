@@ -5,7 +5,8 @@
   chulengo generate --model FOLDER --raw --prompt "Once upon" --max-new-tokens 200
 
 --prompts takes a text file (one prompt a line), rows with `prompt` or `messages`, or any data format. With --out the
-answers are written as they come, one JSON row each; the same command goes on where it was stopped.
+answers are written batch by batch, one JSON row each; the same command goes on where it was stopped. The file is ready
+for `chulengo score --predictions`, for `chulengo rate`, and as `--data` of any other command.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +33,14 @@ from chulengo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from chulengo.config import RunConfig
+    from chulengo.generate.answer_file import AnswerFile
     from chulengo.generate.engine import Answer, Prompt
     from chulengo.generate.prompts import PromptRow
     from chulengo.generate.settings import GenerationSettings
     from chulengo.model.session import Session
 
-BATCHES_A_CHUNK = 8  # prompts of so many batches are sorted by length together, then written
+BATCHES_A_CHUNK = 8  # prompts of so many batches are rendered, and sorted by length, together
+NOTE_SECONDS = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs `chulengo generate`; returns 0."""
+    from chulengo.generate.answer_file import AnswerFile, same_prompts
+
     _check(arguments)
     config = session_config(arguments)
     settings = settings_from(arguments)
@@ -62,22 +70,31 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.both and not session.has_adapter:
         raise ConfigError("--both puts the base beside an adapter, and there is none.", next_step="--adapter FOLDER")
     common = _common(session, settings, raw=arguments.raw)
-    out = Path(arguments.out) if arguments.out else None
-    finished = _finished(out, rows, common, both=arguments.both)
-    if out is not None and finished:
-        print(f"{out}: {len(finished)} of {len(rows)} answers are there, going on", file=sys.stderr)
-    # an item's random numbers depend on its place in the whole file, not on what is left of it
-    left = [(index, row) for index, row in enumerate(rows) if row.id not in finished]
-    too_long = [row for row in finished.values() if _unanswered(row)]
-    size = arguments.batch_size * BATCHES_A_CHUNK
-    for start in range(0, len(left), size):
-        answered = _answer(session, settings, left[start : start + size], arguments, common)
-        too_long += [row for row in answered if _unanswered(row)]
-        _emit(answered, out, as_json=arguments.json, many=len(rows) > 1)
-        if out is not None:
-            print(f"{out}: {len(finished) + min(start + size, len(left))} of {len(rows)}", file=sys.stderr)
+    file = AnswerFile(Path(arguments.out), rows, common, both=arguments.both) if arguments.out else None
+    finished = {} if file is None else file.finished
+    if file is not None and finished:
+        print(f"{file.path}: {len(finished)} of {len(rows)} answers are there, going on", file=sys.stderr)
+    repeats = same_prompts(rows)
+    if repeats:
+        _note_repeats(repeats, greedy=settings.temperature == 0)
+    # a greedy answer is the same every time: a prompt that occurs again is not generated again
+    asking = Asking(session, settings, common, rows, repeats if settings.temperature == 0 else {}, arguments)
+    made = list(finished.values())
+    noted = time.monotonic()
+    for answered in asking.batches(finished):
+        made += answered
+        if file is None:
+            _show(answered, as_json=arguments.json, many=len(rows) > 1)
+            continue
+        file.append(answered)
+        if time.monotonic() - noted > NOTE_SECONDS or len(file.finished) == len(rows):
+            noted = time.monotonic()
+            print(f"{file.path}: {len(file.finished)} of {len(rows)}", file=sys.stderr)
+    if file is not None:
+        file.put_in_order()
+    too_long = [row for row in made if row["finish_reason"] == "context" and not row["num_tokens"]]
     if too_long:
-        raise _too_long(too_long, len(rows), session, out)
+        raise _too_long(too_long, len(rows), session, file)
     return 0
 
 
@@ -100,10 +117,13 @@ def _rows(arguments: argparse.Namespace, config: RunConfig) -> list[PromptRow]:
         rows = [prompt_row(arguments.prompt, raw=arguments.raw)]
     else:
         from chulengo.data.prompts import load_template
+        from chulengo.train.inputs import EMBEDDED_DATA
 
+        given = arguments.prompts
         template = load_template(config.prompt.template) if config.prompt.template else None
         rows = read_prompts(
-            arguments.prompts, raw=arguments.raw, format_name=config.data.format, columns=config.data.columns,
+            str(EMBEDDED_DATA[given]()) if given in EMBEDDED_DATA else given, raw=arguments.raw,
+            format_name=config.data.format, columns=config.data.columns,
             template=template, hub_split=config.data.hub_split, offline=config.model.offline,
         )
     return [with_system(row, arguments.system) for row in rows]
@@ -111,43 +131,84 @@ def _rows(arguments: argparse.Namespace, config: RunConfig) -> list[PromptRow]:
 
 def _common(session: Session, settings: GenerationSettings, *, raw: bool) -> dict[str, Any]:
     """What every row of a file has in common; a file with another value here holds other answers."""
+    from chulengo.model.adapter_hash import adapter_hash
+
     return {
         "settings": settings.to_dict(),
         "model": session.model_name,
         "adapter": None if session.adapter is None else str(session.adapter),
+        "adapter_weights": adapter_hash(session.adapter),
         "quantization": session.quantization,
         "renderer": None if raw else session.renderer.fingerprint(),
     }
 
 
-def _answer(
-    session: Session, settings: GenerationSettings, chunk: list[tuple[int, PromptRow]], arguments: argparse.Namespace,
-    common: dict[str, Any],
-) -> list[dict[str, Any]]:
-    from chulengo.generate.engine import complete_all
-    from chulengo.generate.settings import item_seed
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who is asked, what and how."""
 
-    prompts = [_prompt(session, row, raw=arguments.raw) for _, row in chunk]
-    seeds = [item_seed(settings.seed, index) for index, _ in chunk]
-    sides = ("tuned", "base") if arguments.both else ("tuned",)
-    answers: dict[str, list[Answer]] = {}
-    with memory_explained(f"--batch-size {max(1, arguments.batch_size // 2)}"):
-        for side in sides:
-            with session.side(side) as model:
-                answers[side] = complete_all(model, prompts, settings, arguments.batch_size, seeds)
-    made = []
-    for place, (_, row) in enumerate(chunk):
-        result = {
-            "id": row.id,
-            "messages": [{"role": m.role, "content": m.content} for m in row.messages],
-            **_said(answers["tuned"][place]),
-        }
-        if row.reference is not None:
-            result["reference"] = row.reference
-        if arguments.both:
-            result["base"] = _said(answers["base"][place])
-        made.append({**result, **common})
-    return made
+    session: Session
+    settings: GenerationSettings
+    common: dict[str, Any]
+    rows: list[PromptRow]
+    repeats: dict[str, list[PromptRow]]  # id of a prompt -> the rows that take its answer over
+    arguments: argparse.Namespace
+
+    def batches(self, finished: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+        """Yields finished rows: with --out batch by batch, else chunk by chunk and in order."""
+        from chulengo.generate.answer_file import repeated_row
+        from chulengo.generate.settings import item_seed
+
+        places = {row.id: index for index, row in enumerate(self.rows)}
+        # an item's random numbers depend on its place in the whole file, not on what is left of it
+        seeds = {id_: item_seed(self.settings.seed, index) for id_, index in places.items()}
+        taken_over = {row.id for rows in self.repeats.values() for row in rows}
+        for id_, rows in self.repeats.items():
+            if id_ in finished and (late := [row for row in rows if row.id not in finished]):
+                yield [repeated_row(finished[id_], row, seeds[row.id]) for row in late]
+        left = [row for row in self.rows if row.id not in finished and row.id not in taken_over]
+        for chunk in batched(left, self.arguments.batch_size * BATCHES_A_CHUNK):
+            made: dict[str, dict[str, Any]] = {}
+            for answered in self._chunk(chunk, seeds):
+                for row in answered:
+                    made[row["id"]] = row
+                    for other in self.repeats.get(row["id"], ()):
+                        if other.id not in finished:
+                            made[other.id] = repeated_row(row, other, seeds[other.id])
+                if self.arguments.out:
+                    yield list(made.values())
+                    made = {}
+            if made:
+                yield sorted(made.values(), key=lambda row: places[row["id"]])
+
+    def _chunk(self, chunk: Sequence[PromptRow], seeds: Mapping[str, int]) -> Iterator[list[dict[str, Any]]]:
+        from chulengo.generate.answer_file import answer_row
+        from chulengo.generate.engine import complete_all
+
+        prompts = {row.id: _prompt(self.session, row, raw=self.arguments.raw) for row in chunk}
+        sides = ("tuned", "base") if self.arguments.both else ("tuned",)
+        size = self.arguments.batch_size
+        # longest first: prompts of a batch are alike, and one too large for the memory fails at the start
+        for batch in batched(sorted(chunk, key=lambda row: -len(prompts[row.id].ids)), size):
+            answers: dict[str, list[Answer]] = {}
+            with memory_explained(f"--batch-size {max(1, size // 2)}"):
+                for side in sides:
+                    with self.session.side(side) as model:
+                        answers[side] = complete_all(
+                            model, [prompts[row.id] for row in batch], self.settings, size,
+                            [seeds[row.id] for row in batch],
+                        )
+            base = answers.get("base", [None] * len(batch))
+            yield [
+                answer_row(row, tuned, self.common, base=other)
+                for row, tuned, other in zip(batch, answers["tuned"], base, strict=True)
+            ]
+
+
+def batched(rows: Sequence[PromptRow], size: int) -> Iterator[Sequence[PromptRow]]:
+    """Yields the rows in groups of `size`, the last perhaps smaller."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def _prompt(session: Session, row: PromptRow, *, raw: bool) -> Prompt:
@@ -162,31 +223,23 @@ def _prompt(session: Session, row: PromptRow, *, raw: bool) -> Prompt:
         raise RenderError(f"{row.source}: {error.given}", allowed=error.allowed, next_step=error.next_step) from error
 
 
-def _said(answer: Answer) -> dict[str, Any]:
-    return {
-        "answer": answer.text, "finish_reason": answer.finish_reason, "num_tokens": len(answer.ids),
-        "num_prompt_tokens": answer.num_prompt_tokens, "seed": answer.seed, "seconds": round(answer.seconds, 4),
-    }
+def _note_repeats(repeats: dict[str, list[PromptRow]], *, greedy: bool) -> None:
+    count = sum(map(len, repeats.values()))
+    how = "take over its answer (greedy)" if greedy else "are answered with random numbers of their own"
+    rows = "1 row repeats an earlier prompt and" if count == 1 else f"{count:,} rows repeat an earlier prompt and"
+    if count == 1:
+        how = how.replace("take", "takes").replace("are", "is").replace("their", "its")
+    print(f"note: {rows} {how}", file=sys.stderr)
 
 
-def _emit(rows: list[dict[str, Any]], out: Path | None, *, as_json: bool, many: bool) -> None:
-    if out is not None:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        try:
-            with out.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise DataError(
-                f"The answers cannot be written to {out}: {error.strerror}.",
-                next_step="make room (or name another file), then give the same command: it goes on",
-            ) from error
-        return
+def _show(rows: list[dict[str, Any]], *, as_json: bool, many: bool) -> None:
     for row in rows:
         if as_json:
             print(json.dumps(row, ensure_ascii=False))
             continue
         if many:
-            print(f"[{row['id']}] {row['messages'][-1]['content']}")
+            asked = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+            print(f"[{row['id']}] {asked}")
         if "base" in row:
             print(f"base:  {row['base']['answer']}\ntuned: {row['answer']}")
         else:
@@ -195,63 +248,9 @@ def _emit(rows: list[dict[str, Any]], out: Path | None, *, as_json: bool, many: 
             print()
 
 
-def _finished(
-    out: Path | None, rows: list[PromptRow], common: dict[str, Any], *, both: bool
-) -> dict[str, dict[str, Any]]:
-    """Returns the rows that the file has, by id; takes off a last row that was torn by an interruption.
-
-    Raises:
-        DataError: the file holds something else: other settings, another model, other prompts.
-    """
-    if out is None:
-        return {}
-    if not out.exists():
-        if not out.parent.is_dir():
-            raise DataError(f"There is no folder {out.parent}.", next_step=f"mkdir -p {out.parent}")
-        return {}
-    if out.is_dir():
-        raise DataError(f"--out {out} is a folder.", next_step=f"--out {out / 'answers.jsonl'}")
-    content = out.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    asked = {row.id: [{"role": m.role, "content": m.content} for m in row.messages] for row in rows}
-    finished: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(whole.splitlines(), 1):
-        found = _row_of(line)
-        key = found.get("id")
-        wrong = [name for name in common if name not in found or found[name] != common[name]]
-        if both != ("base" in found):
-            wrong.append("--both")
-        if key not in asked or found.get("messages") != asked[key]:
-            wrong.append("prompts")
-        if wrong:
-            raise DataError(
-                f"{out}:{number} holds answers of another command (other {', '.join(wrong)}).",
-                next_step="name another --out, or move the file away",
-            )
-        finished[str(key)] = found
-    if len(whole) < len(content):
-        if not whole and _row_of(content) == {} and not content.lstrip().startswith(b"{"):
-            raise DataError(f"{out} is not a file of answers.", next_step="name another --out")
-        with out.open("r+b") as file:
-            file.truncate(len(whole))
-    return finished
-
-
-def _unanswered(row: dict[str, Any]) -> bool:
-    return bool(row["finish_reason"] == "context" and not row["num_tokens"])
-
-
-def _row_of(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
-
-
-def _too_long(rows: list[dict[str, Any]], total: int, session: Session, out: Path | None) -> DataError:
+def _too_long(rows: list[dict[str, Any]], total: int, session: Session, file: AnswerFile | None) -> DataError:
     shown = ", ".join(f"{row['id']} ({row['num_prompt_tokens']:,} tokens)" for row in rows[:5])
-    kept = f" The other {total - len(rows)} are in {out}." if out is not None and total > len(rows) else ""
+    kept = f" The other {total - len(rows)} are in {file.path}." if file is not None and total > len(rows) else ""
     which = f"{len(rows)} of {total} prompts are" if total > 1 else "The prompt is"
     return DataError(
         f"{which} as long as the model's context of {session.context:,} tokens or longer, with no room for an answer: "

@@ -47,7 +47,7 @@ def test_one_prompt_prints_the_answer_alone(base: Path, capsys: Capture) -> None
     assert row["num_tokens"] <= 8
     assert row["model"] == str(base)
     assert row["settings"]["temperature"] == 0
-    assert row["messages"] == [{"role": "user", "content": "Hello"}]
+    assert row["prompt"] == [{"role": "user", "content": "Hello"}]
     assert len(row["renderer"]) == 64
 
 
@@ -72,7 +72,7 @@ def test_a_file_is_answered_in_order_and_batches_change_nothing(base: Path, tmp_
         assert generate("--model", base, "--prompts", file, "--out", tmp_path / f"{size}.jsonl",
                         "--batch-size", size, "--temperature", 0.9, "--seed", 3) == 0
     one = rows_of(tmp_path / "1.jsonl")
-    assert [row["messages"][0]["content"] for row in one] == file.read_text().splitlines()
+    assert [row["prompt"][0]["content"] for row in one] == file.read_text().splitlines()
     assert [row["id"] for row in one] == ["1", "2", "3", "4", "5"]
     for size in (2, 5):
         assert [row["answer"] for row in rows_of(tmp_path / f"{size}.jsonl")] == [row["answer"] for row in one]
@@ -94,6 +94,36 @@ def test_an_interrupted_file_is_finished(base: Path, tmp_path: Path, capsys: Cap
     assert part.read_bytes() == before
 
 
+def test_no_finished_answer_is_generated_twice(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from chulengo.generate import engine
+
+    asked: list[tuple[int, ...]] = []
+    limit = 4
+    real = engine.complete_all
+
+    def counting(model: Any, prompts: Any, *rest: Any) -> Any:
+        if len(asked) >= limit:
+            raise KeyboardInterrupt
+        asked.extend(prompt.ids for prompt in prompts)
+        return real(model, prompts, *rest)
+
+    file, out = prompts_file(tmp_path, 7), tmp_path / "out.jsonl"
+    words = ["--model", base, "--prompts", file, "--batch-size", 2, "--temperature", 0.9, "--out"]
+    monkeypatch.setattr(engine, "complete_all", counting)
+    assert generate(*words, out) == 2  # interrupted before the third batch
+    assert len(rows_of(out)) == 4
+    early, limit = list(asked), 7
+    asked.clear()
+    assert generate(*words, out) == 0
+    assert not set(early) & set(asked)
+    assert len(early) + len(asked) == 7
+    assert [row["id"] for row in rows_of(out)] == [str(n) for n in range(1, 8)]
+    monkeypatch.undo()
+    assert generate(*words, tmp_path / "whole.jsonl") == 0
+    timeless = [[{**row, "seconds": 0} for row in rows_of(each)] for each in (out, tmp_path / "whole.jsonl")]
+    assert timeless[0] == timeless[1]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [(["--seed", "9"], "settings"), (["--style", "plain"], "renderer"), (["--system", "s"], "prompts")],
@@ -107,6 +137,64 @@ def test_answers_of_another_command_are_left_alone(
     assert generate("--model", base, "--prompts", file, "--out", out, *words) == 2
     assert says in capsys.readouterr().err
     assert out.read_bytes() == before
+
+
+def test_a_prompt_that_occurs_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    from chulengo.generate import engine
+
+    file = tmp_path / "p.txt"
+    file.write_text("Hello\nWho spits?\nHello\nHello\n")
+    asked = []
+    real = engine.complete_all
+    monkeypatch.setattr(engine, "complete_all", lambda m, p, *rest: (asked.append(len(p)), real(m, p, *rest))[1])
+    greedy, drawn = tmp_path / "greedy.jsonl", tmp_path / "drawn.jsonl"
+    assert generate("--model", base, "--prompts", file, "--out", greedy) == 0
+    assert "2 rows repeat an earlier prompt" in capsys.readouterr().err
+    assert asked == [2]
+    rows = rows_of(greedy)
+    assert [(row["id"], row.get("same_as")) for row in rows] == [("1", None), ("2", None), ("3", "1"), ("4", "1")]
+    assert rows[0]["answer"] == rows[2]["answer"] == rows[3]["answer"] != rows[1]["answer"]
+    assert len({row["seed"] for row in rows}) == 4
+    lines = greedy.read_text().splitlines(keepends=True)
+    greedy.write_text("".join(lines[:3]))  # the last repetition is missing: taken over, not generated
+    assert generate("--model", base, "--prompts", file, "--out", greedy) == 0
+    assert asked == [2]
+    assert greedy.read_text() == "".join(lines)
+    assert generate("--model", base, "--prompts", file, "--out", drawn, "--temperature", 5) == 0
+    assert asked == [2, 4]
+    assert len({rows_of(drawn)[place]["answer"] for place in (0, 2, 3)}) == 3
+
+
+def test_answers_are_a_data_set(base: Path, tmp_path: Path) -> None:
+    from chulengo.data.load import load_examples
+
+    chats, raw = tmp_path / "chats.jsonl", tmp_path / "raw.jsonl"
+    assert generate("--model", base, "--prompts", prompts_file(tmp_path), "--out", chats, "--system", "Be kind.") == 0
+    examples, report = load_examples(str(chats))
+    assert report.format == "messages"
+    assert [[message.role for message in example.messages] for example in examples] == [
+        ["system", "user", "assistant"]] * 5
+    assert [example.answer for example in examples] == [row["answer"] for row in rows_of(chats)]
+    assert main(["inspect", "--model", str(base), "--data", str(chats), "--rows", "1"]) == 0
+    assert generate("--model", base, "--prompts", prompts_file(tmp_path), "--out", raw, "--raw") == 0
+    texts, report = load_examples(str(raw))
+    assert report.format == "text"
+    assert texts[0].messages[0].content == rows_of(raw)[0]["prompt"] + rows_of(raw)[0]["answer"]
+    # and a file of prompts for the next model
+    again = tmp_path / "again.jsonl"
+    assert generate("--model", base, "--prompts", chats, "--out", again) == 0
+    assert [row["answer"] for row in rows_of(again)] == [row["answer"] for row in rows_of(chats)]
+
+
+def test_an_adapter_that_was_trained_again_does_not_go_on(base: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder, file = tiny.write_adapter(base, tmp_path / "adapter"), prompts_file(tmp_path, 2)
+    words = ["--adapter", folder, "--prompts", file, "--out", tmp_path / "o.jsonl"]
+    assert generate(*words) == 0
+    tiny.write_adapter(base, tmp_path / "adapter", seed=5)
+    assert generate(*words) == 2
+    assert "other adapter_weights" in capsys.readouterr().err
 
 
 def test_a_file_that_is_something_else_is_left_alone(base: Path, tmp_path: Path, capsys: Capture) -> None:
