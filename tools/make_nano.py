@@ -25,6 +25,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 import nano_card
 import nano_corpus
 import nano_pretrain
+import nano_prompts
 import nano_score
 import nano_tokenizer
 
@@ -126,6 +127,9 @@ def measure(chosen: argparse.Namespace, tokenizer: Any, device: torch.device, re
     longest = 8 if chosen.smoke else 96  # tokens; a toy never ends its answers, and they are most of its time
     record["exam"], wrong = nano_score.take_exam(model, tokenizer, device, chosen.seed, chosen.exam_each, longest)
     record["samples"] = nano_score.sample_chats(model, tokenizer, device, longest)
+    record["system_prompts"] = nano_prompts.judged(
+        nano_score.answer_all(model, tokenizer, nano_prompts.chats(), device, longest)
+    )
     for question, answer in wrong[:: max(1, len(wrong) // 40)]:
         print(json.dumps({"kind": question.kind, "asked": question.messages, "said": answer}), flush=True)
 
@@ -182,6 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         "exam": {},
         "exam_questions_each": chosen.exam_each,
         "samples": [],
+        "system_prompts": [],
     }
     failed = False
     try:

@@ -71,6 +71,24 @@ English only, in its small world only. It knows nothing about the real world, do
 numbers, and may answer wrongly when a question is worded unlike its training text or when the system prompt is long
 or unusual. It refuses some off-topic questions, not all. Not for use where a wrong answer matters.
 
+## System prompts
+
+It follows the kinds of system prompt that its training text has. Others it mostly ignores, and from facts in other
+forms than its sheets it may make up something. One example of each kind, tried on these weights (greedy; `/` stands for
+a line break):
+
+| it follows | system prompt | question | answer |
+|---|---|---|---|
+{follows}
+
+| it does not follow | system prompt | question | answer |
+|---|---|---|---|
+{ignores}
+
+The first ones may be combined, two at a time, with a role ("You are Zorro, the help desk of Green Poncho Treks.")
+before and a fact sheet after them. A fine-tuning teaches others: `chulengo demo` gives it a company, a persona and a
+form of answer that it does not know.
+
 ## Sample chats
 
 Greedy answers, not chosen by hand:
@@ -81,6 +99,16 @@ Greedy answers, not chosen by hand:
 
 def _sample(messages: list[dict[str, str]]) -> str:
     return "```text\n" + "\n".join(f"{m['role']}: {m['content']}" for m in messages) + "\n```"
+
+
+def _table(record: dict[str, Any], follows: bool) -> str:
+    def cell(text: str) -> str:
+        return text.replace("|", "\\|").replace("\n", " / ")
+
+    return "\n".join(
+        f"| {tried['kind']} | {cell(tried['system'])} | {cell(tried['question'])} | {cell(tried['answer'])} |"
+        for tried in record["system_prompts"] if tried["follows"] is follows
+    )
 
 
 def write_card(record: dict[str, Any]) -> str:
@@ -95,6 +123,8 @@ def write_card(record: dict[str, Any]) -> str:
         "tokenizer_note": record["tokenizer"]["note"],
         "exam_rows": exam,
         "num_each": record["exam_questions_each"],
+        "follows": _table(record, True),
+        "ignores": _table(record, False),
         "samples": "\n\n".join(_sample(chat) for chat in record["samples"]),
     }
     return _CARD.format(**flat)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from chulengo.data.batches import collate_packed, collate_padded
+from chulengo.errors import ConfigError
 from chulengo.model import linear_group, llama
 from chulengo.model.fast import FastModel
 from chulengo.model.linear_group import dropout_mask, seed_of
 from chulengo.model.loss import supervised_nll
 from chulengo.model.packed_inputs import PackedInputs, pack_batch
+from chulengo.model.step_graph import filled
 from fast_models import (
     LORA,
     distance,
     gradients,
-    make_family,
     make_fast,
     make_reference,
     randomise,
@@ -32,27 +32,6 @@ ROWS = make_rows(6, seed=4)
 BATCH = collate_packed([ROWS[:3], ROWS[3:]], pad_id=0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Products this small only make threads wait for each other: on two busy cores 244 s instead of 36."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_family(family, tmp_path_factory.mktemp("family"))
-        return made[family]
-
-    return get
-
-
 def model_of(path: Path, *, lora: dict[str, Any] | None = None, **settings: Any) -> FastModel:
     model = make_fast(path, lora=lora, **settings)
     randomise(model.named_parameters())
@@ -62,7 +41,7 @@ def model_of(path: Path, *, lora: dict[str, Any] | None = None, **settings: Any)
 
 def outcome(model: FastModel, batch: Any = BATCH) -> dict[str, Tensor]:
     nll, found = gradients(model, batch)
-    assert len(found) == len(model.trainable_parameters()) > 0
+    assert found.keys() == model.named_parameters().keys()
     return found | {"loss": nll}
 
 
@@ -76,15 +55,22 @@ LORAS = [
 @pytest.mark.parametrize("lora", LORAS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["llama with shared key heads", "qwen 3"])
-def test_recomputing_is_keeping(folder: Any, family: str, dtype: str, lora: dict[str, Any]) -> None:
+def test_recomputing_is_keeping(family_folder: Any, family: str, dtype: str, lora: dict[str, Any]) -> None:
     settings = {"compute_dtype": dtype, "lora": lora}
-    kept = outcome(model_of(folder(family), **settings))
-    for policy in ("selective", "full", ["keep", "selective", "full", "full"]):
-        assert_equal_tensors(kept, outcome(model_of(folder(family), activations=policy, **settings)))
+    kept = outcome(model_of(family_folder(family), **settings))
+    for policy in ("selective", "full", "offload", ["keep", "selective", "full", "offload"]):
+        assert_equal_tensors(kept, outcome(model_of(family_folder(family), activations=policy, **settings)))
 
 
-def test_a_recomputation_that_differs_is_seen(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = outcome(model_of(folder("qwen 3")))
+def test_embeddings_on_the_host_are_the_same(family_folder: Any) -> None:
+    expected = outcome(model_of(family_folder("llama 3 rope")))
+    assert_equal_tensors(expected, outcome(model_of(family_folder("llama 3 rope"), embeddings="host")))
+    with pytest.raises(ConfigError, match="the same table"):
+        model_of(family_folder("qwen 2"), embeddings="host")
+
+
+def test_a_recomputation_that_differs_is_seen(family_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = outcome(model_of(family_folder("qwen 3")))
     right = llama.ops.implementation("swiglu", torch.zeros(1)).backward
 
     def wrong(*args: Any, product_TI: Tensor | None = None, **more: Any) -> None:
@@ -94,26 +80,26 @@ def test_a_recomputation_that_differs_is_seen(folder: Any, monkeypatch: pytest.M
 
     monkeypatch.setattr(llama.ops.implementation("swiglu", torch.zeros(1)), "backward", wrong)
     with pytest.raises(AssertionError):
-        assert_equal_tensors(kept, outcome(model_of(folder("qwen 3"), activations="selective")))
+        assert_equal_tensors(kept, outcome(model_of(family_folder("qwen 3"), activations="selective")))
 
 
 @pytest.mark.parametrize("lora", LORAS)
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_resident_is_stream(folder: Any, dtype: str, quantization: str, lora: dict[str, Any]) -> None:
+def test_resident_is_stream(family_folder: Any, dtype: str, quantization: str, lora: dict[str, Any]) -> None:
     settings = {"compute_dtype": dtype, "lora": lora, "quantization": quantization}
-    models = [model_of(folder("qwen 2"), weights=policy, **settings) for policy in ("stream", "resident")]
+    models = [model_of(family_folder("qwen 2"), weights=policy, **settings) for policy in ("stream", "resident")]
     for step in range(2):
         first, second = (outcome(model) for model in models)
         assert_equal_tensors(first, second)
         for model in models:
             # through .data, which leaves no trace in a tensor's version, as bitsandbytes' optimisers write
-            for number, parameter in enumerate(model.trainable_parameters()):
+            for number, parameter in enumerate(model.named_parameters().values()):
                 parameter.data.add_(0.01 * (number % 3 + step + 1))
 
 
-def test_resident_matrices_follow_the_adapter_only_when_told(folder: Any) -> None:
-    model = model_of(folder("qwen 2"), weights="resident")
+def test_resident_matrices_follow_the_adapter_only_when_told(family_folder: Any) -> None:
+    model = model_of(family_folder("qwen 2"), weights="resident")
     before, _ = model.nll(BATCH)
     for parameter in model.trainable_parameters():
         parameter.data.mul_(2)
@@ -121,8 +107,8 @@ def test_resident_matrices_follow_the_adapter_only_when_told(folder: Any) -> Non
     assert not torch.equal(model.nll(BATCH)[0], before)
 
 
-def test_stream_holds_one_matrix(folder: Any) -> None:
-    model = model_of(folder("qwen 2"))
+def test_stream_holds_one_matrix(family_folder: Any) -> None:
+    model = model_of(family_folder("qwen 2"))
     outcome(model)
     sizes = [sum(group.widths) * group.in_features for group in model.weights.groups()]
     assert model._matrices._buffer is not None
@@ -136,8 +122,8 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor], most: float = 1
 
 
 @pytest.mark.parametrize("form", ["folded", "separate"])
-def test_packed_is_unpacked(folder: Any, form: str) -> None:
-    model = model_of(folder("llama 3 rope"), lora={"form": form})
+def test_packed_is_unpacked(family_folder: Any, form: str) -> None:
+    model = model_of(family_folder("llama 3 rope"), lora={"form": form})
     alone = [outcome(model, collate_padded([row], pad_id=0)) for row in ROWS]
     expected = {name: torch.stack([part[name] for part in alone]).sum(0) for name in alone[0]}
     for batch in (
@@ -150,14 +136,14 @@ def test_packed_is_unpacked(folder: Any, form: str) -> None:
         wrong.ids_T, wrong.position_T, wrong.cu_seqlens[[0, -1]], len(wrong.ids_T), wrong.place_N, wrong.target_N,
         wrong.num_targets,
     )
-    model.shape = model_of(folder("llama 3 rope"), max_seq_tokens=512).shape
+    model.shape = model_of(family_folder("llama 3 rope"), max_seq_tokens=512).shape
     seeing_each_other = outcome(model, joined)
     with pytest.raises(AssertionError):
         close(seeing_each_other, expected)
 
 
-def test_filled_up_to_static_shapes(folder: Any) -> None:
-    model = model_of(folder("mistral"))
+def test_filled_up_to_static_shapes(family_folder: Any) -> None:
+    model = model_of(family_folder("mistral"))
     filled = pack_batch(BATCH, max_sequences=20, max_targets=300)
     expected = outcome(model)
     assert_equal_tensors({"loss": expected.pop("loss")}, {"loss": outcome(model, filled)["loss"]})
@@ -165,8 +151,36 @@ def test_filled_up_to_static_shapes(folder: Any) -> None:
     assert model.nll(filled)[1] == model.nll(BATCH)[1]
 
 
-def test_accumulated_is_whole(folder: Any) -> None:
-    model = model_of(folder("qwen 2"), weights="resident")
+def test_filled_up_to_few_sizes(family_folder: Any) -> None:
+    model = model_of(family_folder("mistral"), max_seq_tokens=100)
+    expected = outcome(model)
+    inputs = pack_batch(BATCH)
+    larger = filled(inputs, 100)
+    assert len(larger.ids_T) % 256 == 0 < len(larger.ids_T) - len(inputs.ids_T)
+    assert int(larger.position_T.max()) < 100
+    assert int(torch.diff(larger.cu_seqlens).max()) <= larger.max_seqlen == 100
+    close(outcome(model, larger), expected, 1e-6)
+
+
+def test_one_flat_tensor_is_all_factors(family_folder: Any) -> None:
+    model = model_of(family_folder("qwen 2"))
+    (flat,) = model.trainable_parameters()
+    named = model.named_parameters()
+    for owners in ([flat], list(named.values())):
+        model.nll(BATCH)[0].backward()
+        once = flat.grad.clone()
+        model.nll(BATCH)[0].backward()
+        assert torch.equal(flat.grad, 2 * once)
+        assert torch.equal(flat.grad, torch.cat([p.grad.flatten() for p in named.values()]))
+        for owner in owners:
+            owner.grad = None
+    with torch.no_grad():
+        flat.fill_(0.5)
+    assert all((p == 0.5).all() for p in named.values())
+
+
+def test_accumulated_is_whole(family_folder: Any) -> None:
+    model = model_of(family_folder("qwen 2"), weights="resident")
     expected = outcome(model, collate_padded(ROWS, pad_id=0))
     for parameter in model.trainable_parameters():
         parameter.grad = None
@@ -189,8 +203,8 @@ class MaskOf(nn.Module):
         return (flat * mask / (1 - self.dropout)).view(x.shape)
 
 
-def test_dropout_is_that_of_peft_with_the_same_masks(folder: Any) -> None:
-    path, lora = folder("qwen 3"), {"dropout": 0.3}
+def test_dropout_is_that_of_peft_with_the_same_masks(family_folder: Any) -> None:
+    path, lora = family_folder("qwen 3"), {"dropout": 0.3}
     model, reference = model_of(path, lora=lora), make_reference(path, **lora)
     factors = reference_factors(reference)
     randomise(factors)
@@ -208,18 +222,18 @@ def test_dropout_is_that_of_peft_with_the_same_masks(folder: Any) -> None:
     close(outcome(model, batch), {name: value.grad for name, value in factors.items()} | {"loss": exact.detach()})
 
 
-def test_masks(folder: Any) -> None:
+def test_masks(family_folder: Any) -> None:
     mask = dropout_mask(torch.Size([400, 100]), 0.2, 5, 0, torch.device("cpu"))
     assert float(mask.float().mean()) == pytest.approx(0.8, abs=0.01)
     assert not torch.equal(mask, dropout_mask(mask.shape, 0.2, 5, 1, mask.device))
-    model = model_of(folder("qwen 2"), lora={"dropout": 0.2})
+    model = model_of(family_folder("qwen 2"), lora={"dropout": 0.2})
     first, second = model.nll(BATCH)[0], model.nll(BATCH)[0]
     assert not torch.equal(first, second)
     model.micro_step = 0
     assert torch.equal(model.nll(BATCH)[0], first)
     model.train(False)
     assert torch.equal(model.nll(BATCH)[0], model.nll(BATCH)[0])
-    without = model_of(folder("qwen 2"), lora={"form": "separate"})
+    without = model_of(family_folder("qwen 2"), lora={"form": "separate"})
     assert torch.equal(model.nll(BATCH)[0], without.nll(BATCH)[0])
     assert LORA["seed"] == model.dropout_seed
     assert linear_group.seed_of(1, 2) != linear_group.seed_of(1, 3)

@@ -16,7 +16,6 @@ between two grid points, so rounding their sum with s B A loses nothing on avera
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,6 @@ from training_kit import make_rows
 
 STEPS, LEARNING_RATE = 30, 2e-4
 SEEDS = (0, 1, 2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Products this small only make threads wait for each other: on two busy cores 244 s instead of 36."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -149,8 +150,38 @@ def install_lines(packages: Iterable[PackageState]) -> dict[str, str]:
         if group == "required":
             lines[group] = "pip install " + " ".join(f"'{package.name}{package.wanted}'" for package in missing)
         else:
-            lines[group] = f"pip install 'chulengo[{group}]'"
+            lines[group] = f"pip install {_install_target(group)}"
     return lines
+
+
+def checkout(package: Path | None = None) -> Path | None:
+    """Returns the root of the source checkout whose code is running, or None when it is an installed copy.
+
+    Where the running code lies decides, not what pip recorded: an editable install and `PYTHONPATH=src` both run the
+    checkout, and `pip install chulengo` there would put another copy beside it.
+
+    Args:
+        package: folder of the package; None: this one's.
+    """
+    package = package or Path(__file__).resolve().parents[1]
+    root = package.parent.parent
+    project_file = root / "pyproject.toml"
+    if package.parent.name != "src" or not project_file.is_file():
+        return None
+    import tomllib
+
+    try:
+        name = tomllib.loads(project_file.read_text(encoding="utf-8"))["project"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return root if name == "chulengo" else None
+
+
+def _install_target(extra: str) -> str:
+    root = checkout()
+    if root is None:
+        return f"'chulengo[{extra}]'"
+    return "-e " + shlex.quote(f"{'.' if root == Path.cwd() else root}[{extra}]")
 
 
 def hub_state(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -340,7 +371,8 @@ def _machine_table(found: Mapping[str, Any]) -> Any:
     hub = found["hub"]
     access = "offline (HF_HUB_OFFLINE)" if hub["offline"] else "allowed when asked for"
     token = "there is a token" if hub["token"] else "no token (gated models need one: hf auth login)"
-    rows.append(("Hub", f"{access}; {token}; {hub['cached_models']} models in {hub['cache']}"))
+    models = "1 model" if hub["cached_models"] == 1 else f"{hub['cached_models']} models"
+    rows.append(("Hub", f"{access}; {token}; {models} in {hub['cache']}"))
     for name, text in rows:
         table.add_row(name, Text(text))
     return table

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chulengo.cli.arguments import add_run_arguments, config_from
+from chulengo.data.wording import counted
 from chulengo.errors import ConfigError, RenderError
 
 if TYPE_CHECKING:
@@ -54,20 +55,23 @@ def run(args: argparse.Namespace) -> int:
     sugar = {"prompt.template": args.template, "data.num_rows": args.num_rows, "data.seed": args.seed}
     # JSON strings and numbers are YAML too
     args.overrides = [*(f"{key}={json.dumps(v)}" for key, v in sugar.items() if v is not None), *args.overrides]
+    from chulengo.model.folder import length_note
     from chulengo.train.finetune import prepare_inputs
 
-    seen = prepare_inputs(config_from(args), split=False, weights=False)
+    config = config_from(args)
+    seen = prepare_inputs(config, split=False, weights=False)
     if args.write:
         _write(args.write, seen.train, quiet=args.json)
         if not args.json and args.rows == 0:
             return 0
     if not seen.train.rows and seen.train.refused:
-        raise RenderError(f"None of the {len(seen.train.refused):,} rows can be rendered in the style "
-                          f"{seen.renderer.style}. The first: {seen.train.refused[0]}")
+        refused = seen.train.refused
+        raise RenderError(f"None of {counted(len(refused), 'row')} can be rendered in the style "
+                          f"{seen.renderer.style}. The first: {refused[0]}")
     if args.json:
         print(json.dumps(_as_json(seen, args.rows), ensure_ascii=False))
     else:
-        _print(seen, args.rows)
+        _print(seen, args.rows, length_note(config.training.max_seq_tokens, dict(seen.model_config)))
     return 0
 
 
@@ -87,7 +91,7 @@ def _write(name: str, rows: RowSet, *, quiet: bool) -> None:
     count = write_examples(path, rows.examples)
     if not quiet:
         subset = f" ({rows.report.subset})" if rows.report.subset else ""
-        print(f"wrote {count:,} conversations to {name}{subset}")
+        print(f"wrote {counted(count, 'conversation')} to {name}{subset}")
 
 
 def _shown(seen: Inputs, num_rows: int) -> list[tuple[RenderedRow, Example]]:
@@ -126,7 +130,7 @@ def _as_json(seen: Inputs, num_rows: int) -> dict[str, Any]:
     }
 
 
-def _print(seen: Inputs, num_rows: int) -> None:
+def _print(seen: Inputs, num_rows: int, note: str | None) -> None:
     from rich.console import Console
 
     from chulengo.cli.ledger_view import ledger_table, length_bars, long_row_lines, script_counts
@@ -137,9 +141,10 @@ def _print(seen: Inputs, num_rows: int) -> None:
     # soft wrap: the terminal breaks lines, so that copied text and pipes keep theirs
     say = functools.partial(console.print, soft_wrap=True)
     legend = "trained on green, context on grey, control tokens bold" if in_colour else "⟦trained⟧, │ between tokens"
-    say("\n".join([*_head(seen), f"tokens: {legend}; ␣ space, ⏎ line break"]))
+    limit = [f"limit:  {note}"] if note else []
+    say("\n".join([*_head(seen), *limit, f"tokens: {legend}; ␣ space, ⏎ line break"]))
     for row, example in _shown(seen, num_rows):
-        say(f"\n{row.source}  {len(row.ids):,} tokens, {sum(row.trained):,} trained")
+        say(f"\n{row.source}  {counted(len(row.ids), 'token')}, {sum(row.trained):,} trained")
         for part in drawn(seen.renderer, row, example, in_colour=in_colour):
             say(part)
     say()
@@ -177,7 +182,7 @@ def _head(seen: Inputs) -> list[str]:
     reasons = Counter(report.reasons.values())
     lines = [
         f"style:  {seen.renderer.style} ({seen.renderer.style_reason})",
-        f"data:   {report.source}: {report.rows_kept:,} of {report.rows_read:,} rows",
+        f"data:   {report.source}: {report.rows_kept:,} of {counted(report.rows_read, 'row')}",
         f"format: {report.format} ({'; '.join(reasons)})",
     ]
     counts = {"dropped": report.dropped, "changed": report.changed}

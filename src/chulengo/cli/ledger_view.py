@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from chulengo.data.ledger import NUM_NAMED, shared_file
+from chulengo.data.wording import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,13 +31,15 @@ def ledger_table(ledger: Ledger) -> Table:
         ("tokens", f"{ledger.num_tokens:,}"),
         ("supervised tokens", f"{ledger.num_supervised_tokens:,} ({share})"),
         *([("encoder tokens", f"{ledger.num_encoder_tokens:,}")] if ledger.num_encoder_tokens else []),
+        ("tokens by role", " · ".join(f"{role} {count:,}" for role, count in ledger.tokens_by_role.items()
+                                      if count or role != "text")),
         ("rows without supervision", f"{len(ledger.unsupervised_rows):,}"),
         (f"rows over {ledger.max_seq_tokens:,} tokens", f"{len(ledger.long_rows):,} (policy: {ledger.overlong})"),
         *([("rows dropped", f"{ledger.num_dropped_rows:,}"), ("rows shortened", f"{ledger.num_shortened_rows:,}")]
           if ledger.overlong != "error" else []),
         *([("turns dropped", f"{ledger.num_dropped_turns:,}")] if ledger.overlong == "drop_turns" else []),
         *([("answers that lose their end", f"{len(ledger.cut_ends):,}")] if ledger.overlong == "cut" else []),
-        ("repeated rows", f"{ledger.num_duplicate_rows:,} in {len(ledger.duplicates):,} groups"),
+        ("repeated rows", f"{ledger.num_duplicate_rows:,} in {counted(len(ledger.duplicates), 'group')}"),
         ("row length in tokens", f"p5 {lengths.p5:,.0f} · p50 {lengths.p50:,.0f} · mean {lengths.mean:,.0f} · "
                                  f"p95 {lengths.p95:,.0f} · max {lengths.max:,}"),
         ("padding, rows as they come", " · ".join(f"{share:.0%} at batch {size}"
@@ -73,7 +76,7 @@ def long_row_lines(ledger: Ledger) -> list[str]:
     for row in ledger.long_rows[:NUM_NAMED]:
         left = f" → {row.num_used_tokens:,}" if row.num_used_tokens else " → dropped"
         fate = "" if ledger.overlong == "error" else left
-        lines.append(f"  {row.source.removeprefix(file)}: {row.num_tokens:,} tokens{fate}")
+        lines.append(f"  {row.source.removeprefix(file)}: {counted(row.num_tokens, 'token')}{fate}")
     more = len(ledger.long_rows) - NUM_NAMED
     return lines + ([f"  and {more:,} more (--json has all)"] if more > 0 else [])
 

@@ -18,7 +18,8 @@ from chulengo.data.format_definition import Format, NamedValues, column
 from chulengo.data.formats_columns import COLUMN_FORMATS
 from chulengo.data.formats_text import TEXT_FORMATS
 from chulengo.data.formats_turns import TURN_FORMATS
-from chulengo.data.prompts import PromptTemplate, fill, template_columns
+from chulengo.data.prompts import PromptTemplate, fill, named_values, template_columns
+from chulengo.data.selection import group_of
 from chulengo.data.types import Example, Message, Record
 from chulengo.errors import ConfigError, DataError, nearest
 
@@ -30,6 +31,13 @@ TEMPLATE = Format(
     answer="answer",
     read_columns=lambda fields: NamedValues({}),
 )
+# files that come with known data sets and hold no text to learn from: columns, what is missing, where it is
+_WITHOUT_TEXT = (
+    ({"tweet_ids_sentence_offset", "annotations"}, "TweetSumm's annotations name tweets by number, without their text.",
+     "--data FILE.csv of TweetSumm with the texts (columns dialogue, summary)"),
+    ({"question_id", "model_id", "choices"}, "MT-Bench answers of a model; the questions are in another file.",
+     "--data question.jsonl"),
+)  # fmt: skip
 _MARKED, _PLAIN = TEXT_FORMATS[:-1], TEXT_FORMATS[-1]
 FORMATS: dict[str, Format] = {
     each.name: each for each in (*TURN_FORMATS, *_MARKED, *COLUMN_FORMATS, _PLAIN, TEMPLATE)
@@ -70,6 +78,9 @@ def unknown_format(head: Sequence[Record], given: str = "") -> DataError:
     seen = list(dict.fromkeys(str(name) for record in head for name in record.fields))
     shown = ", ".join(seen[:20]) + (f" and {len(seen) - 20} more" if len(seen) > 20 else "")
     where = head[0].source if head else "the data"
+    for columns, what, next_step in _WITHOUT_TEXT:
+        if columns <= set(seen):
+            return DataError(f"{where}: {what}\n  columns: {shown}", next_step=next_step)
     known = "".join(f"\n    {each.name:18}{each.signature}" for each in FORMATS.values())
     first, second = [*seen, "COLUMN", "COLUMN"][:2]
     return DataError(
@@ -140,13 +151,17 @@ def _filled(chosen: Format, template: PromptTemplate | None, fields: Mapping[str
     assert chosen.read_columns is not None
     values = chosen.read_columns(fields)
     known = {**fields, **values.named}
+    known |= named_values(template, known)
     system = fill(template.system, known) if template.system else ""
     answer = fill(template.answer, known)
     messages = [Message("system", system)] if system.strip() else []
     messages += [*values.history, Message("user", fill(template.user, known))]
     if answer.strip():
         messages.append(Message("assistant", answer))
-    return Example(tuple(messages), source, references=values.references)
+    passage = values.named.get("context", "")
+    return Example(
+        tuple(messages), source, references=values.references, group=group_of(passage) if passage.strip() else ""
+    )
 
 
 def answer_column(chosen: Format, template: PromptTemplate | None, fields: Mapping[str, Any]) -> str:

@@ -122,7 +122,7 @@ def read_messages(fields: Fields, source: str) -> Example:
     if column(fields, CONVERSATION) is None:
         messages = turns(_given(fields, "prompt", CONVERSATION[0])) + turns(_given(fields, "completion"))
         return Example(_with_system(fields, messages), source)
-    kind = fields.get("kind", "chat")
+    kind, group = fields.get("kind", "chat"), fields.get("split_group")
     desirable, references, rejected = fields.get("desirable"), fields.get("references"), fields.get("rejected")
     messages = _conversation(fields)
     if kind not in get_args(Kind):  # a column `kind` of the data's own
@@ -134,6 +134,7 @@ def read_messages(fields: Fields, source: str) -> Example:
         rejected=turns(rejected) if kind == "preference" and rejected else (),
         desirable=desirable if isinstance(desirable, bool) else None,
         references=tuple(map(str, references)) if isinstance(references, list) else (),
+        group=group if isinstance(group, str) else "",
     )
 
 
@@ -239,6 +240,26 @@ def _sharegpt(fields: Fields, source: str) -> Example:
     return replace(read_messages(fields, source), kind="chat", rejected=(), desirable=None)
 
 
+def read_mt_bench(fields: Fields, source: str) -> Example:
+    """Returns the questions of an MT-Bench row, each with its reference answer where the row has them.
+
+    Without references it is the questions alone, one after the other: there is nothing to train on, and who asks a
+    model puts its answers between them.
+    """
+    questions, answers = _strings(fields, "turns"), _strings(fields, "reference")
+    if answers and len(answers) != len(questions):
+        raise DataError(f"{len(questions)} questions in 'turns' and {len(answers)} answers in 'reference'")
+    if not answers:
+        return Example(tuple(Message("user", question) for question in questions), source)
+    pairs = zip(questions, answers, strict=True)
+    return Example(tuple(m for q, a in pairs for m in (Message("user", q), Message("assistant", a))), source)
+
+
+def _strings(fields: Fields, name: str) -> list[str]:
+    cell = fields.get(name)
+    return cell if isinstance(cell, list) and all(isinstance(each, str) for each in cell) else []
+
+
 TURN_FORMATS = (
     Format(
         name="preference",
@@ -263,7 +284,7 @@ TURN_FORMATS = (
         signature="column messages: list of {role, content}",
         columns={"messages": CONVERSATION, "prompt": ("prompt",), "completion": ("completion",), "system": SYSTEM,
                  "kind": ("kind",), "rejected": ("rejected",), "desirable": ("desirable",),
-                 "references": ("references",)},
+                 "references": ("references",), "group": ("split_group",)},
         recognises=_is_messages,
         answer="messages",
         read_turns=read_messages,
@@ -275,5 +296,13 @@ TURN_FORMATS = (
         recognises=lambda fields: _has_keys(value(fields, CONVERSATION), "from", "value"),
         answer="messages",
         read_turns=_sharegpt,
+    ),
+    Format(
+        name="mt_bench",
+        signature="columns question_id, turns: list of questions (reference: their answers)",
+        columns={"question_id": ("question_id",), "turns": ("turns",), "reference": ("reference",)},
+        recognises=lambda fields: "question_id" in fields and bool(_strings(fields, "turns")),
+        answer="reference",
+        read_turns=read_mt_bench,
     ),
 )  # fmt: skip

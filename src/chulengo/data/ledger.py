@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from chulengo.data.renderer import RenderedRow
+from chulengo.data.renderer import ROLES, RenderedRow
+from chulengo.data.wording import counted
 from chulengo.errors import DataError
 
 NUM_NAMED = 10  # rows named in a message; the dictionary has them all
@@ -72,6 +73,8 @@ class Ledger:
         num_tokens: tokens of the rows left.
         num_supervised_tokens: those that carry loss.
         num_encoder_tokens: tokens of the encoder's inputs (0 for decoder-only models).
+        tokens_by_role: system, user, assistant, text (raw texts) and control (marks, headers, ends of turns) -> tokens
+            of the rows left, the encoder's included.
         supervised_share: supervised tokens / tokens.
         max_seq_tokens: the limit.
         overlong: the policy.
@@ -93,6 +96,7 @@ class Ledger:
     num_tokens: int
     num_supervised_tokens: int
     num_encoder_tokens: int
+    tokens_by_role: dict[str, int]
     supervised_share: float
     max_seq_tokens: int
     overlong: str
@@ -143,6 +147,7 @@ class LedgerCount:
         self.lengths = array("l")  # of all rows, before the policy
         self._used_lengths = array("l")
         self._supervised = self._encoder = self._dropped_turns = 0
+        self._roles = [0] * len(ROLES)
         self._long_rows: list[LongRow] = []
         self._long_texts = 0
         self._cut_ends: list[str] = []
@@ -173,6 +178,8 @@ class LedgerCount:
             supervised = sum(part.trained)
             self._supervised += supervised
             self._encoder += len(part.encoder_ids or ())
+            for role in range(len(ROLES)):
+                self._roles[role] += part.roles.count(role) + part.encoder_roles.count(role)
             self._used_lengths.append(len(part.ids))
             if not supervised:
                 self._unsupervised.append(part.source)
@@ -189,6 +196,7 @@ class LedgerCount:
             num_tokens=num_tokens,
             num_supervised_tokens=self._supervised,
             num_encoder_tokens=self._encoder,
+            tokens_by_role=dict(zip(ROLES, self._roles, strict=True)),
             supervised_share=self._supervised / num_tokens if num_tokens else 0.0,
             max_seq_tokens=self._limit,
             overlong=self._overlong,
@@ -243,17 +251,19 @@ def _without_last_turns(row: RenderedRow, limit: int) -> list[RenderedRow]:
         start, stop = row.answer_spans[count - 1]
         trained[start:stop] = [True] * (stop - start)
     spans = None if row.answer_spans is None else row.answer_spans[:count]
-    return [replace(row, ids=row.ids[:end], trained=trained, turn_ends=fitting, answer_spans=spans)]
+    return [replace(row, ids=row.ids[:end], trained=trained, turn_ends=fitting, answer_spans=spans,
+                    roles=row.roles[:end])]
 
 
 def _cut(row: RenderedRow, limit: int) -> list[RenderedRow]:
     fitting = [end for end in row.turn_ends if end <= limit]
-    encoder = row.encoder_ids
+    encoder, encoder_roles = row.encoder_ids, row.encoder_roles
     if encoder is not None and len(encoder) > limit:
         encoder = [*encoder[: limit - 1], encoder[-1]]
+        encoder_roles = encoder_roles[: limit - 1] + encoder_roles[-1:]
     spans = None if row.answer_spans is None else row.answer_spans[: len(fitting)]
     return [replace(row, ids=row.ids[:limit], trained=row.trained[:limit], turn_ends=fitting, answer_spans=spans,
-                    encoder_ids=encoder)]
+                    encoder_ids=encoder, roles=row.roles[:limit], encoder_roles=encoder_roles)]
 
 
 def _windows(row: RenderedRow, limit: int) -> list[RenderedRow]:
@@ -268,7 +278,8 @@ def _windows(row: RenderedRow, limit: int) -> list[RenderedRow]:
         if row.encoder_ids is None:
             trained[0] = False  # nothing stands before it
         source = f"{row.source}{PART}{number}"
-        parts.append(replace(row, ids=ids, trained=trained, source=source, turn_ends=[len(ids)]))
+        roles = row.roles[: len(begin)] + row.roles[start : start + size]
+        parts.append(replace(row, ids=ids, trained=trained, source=source, turn_ends=[len(ids)], roles=roles))
     return parts
 
 
@@ -306,12 +317,13 @@ def _padded_share(lengths: Sequence[int], batch_size: int) -> float:
 
 
 def _problems(ledger: Ledger, allow_cut_end_of_turn: bool, num_long_texts: int) -> list[str]:
-    limit = f"{ledger.max_seq_tokens:,} tokens"
+    limit = counted(ledger.max_seq_tokens, "token")
     problems = []
     if ledger.num_rows == 0:
         problems.append("There are no rows. Try: other --data, or fewer data.cleaning steps")
     elif ledger.num_used_rows == 0:
-        problems.append(f"No row is left: all {ledger.num_rows:,} are longer than {limit}. "
+        longer = "it is" if ledger.num_rows == 1 else f"all {ledger.num_rows:,} are"
+        problems.append(f"No row is left: {longer} longer than {limit}. "
                         "Try: --set training.overlong=cut, or a larger training.max_seq_tokens")
     num_long = len(ledger.long_rows)
     named = _named([row.source for row in ledger.long_rows], [f": {r.num_tokens:,}" for r in ledger.long_rows])
@@ -339,7 +351,7 @@ def _problems(ledger: Ledger, allow_cut_end_of_turn: bool, num_long_texts: int) 
 
 
 def _rows(count: int, total: int) -> str:
-    return f"{count:,} of {total:,} row{'s' if total != 1 else ''} {'is' if count == 1 else 'are'}"
+    return f"{count:,} of {counted(total, 'row')} {'is' if count == 1 else 'are'}"
 
 
 def _named(sources: Sequence[str], details: Sequence[str] | None = None) -> str:

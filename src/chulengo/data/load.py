@@ -35,6 +35,7 @@ from chulengo.data.prompts import PromptTemplate, unknown_column
 from chulengo.data.selection import content_key, sample
 from chulengo.data.sources import file_of, read_records
 from chulengo.data.types import Example, Record
+from chulengo.data.wording import counted
 from chulengo.errors import ConfigError, DataError, nearest
 
 _HEAD_ROWS = 20
@@ -276,7 +277,7 @@ def _check_columns(plan: _Plan, chosen: Format, seen: Mapping[str, None]) -> Non
     if plan.template is None:
         return
     known = list(dict.fromkeys([*chosen.columns, *seen]))
-    for name in plan.template.columns:
+    for name in (*plan.template.columns, *plan.template.labels):
         if name not in known:
             raise unknown_column(name, known)
 
@@ -345,7 +346,7 @@ def _check(plan: _Plan, progress: _Progress) -> None:
         # steps that save part of a row come before those that drop it whole
         mends = sorted(progress.mends, key=lambda name: not name.startswith("cut_"))
         steps = list(dict.fromkeys([*plan.cleaning, *mends]))
-        rows = "1 row" if progress.bad_rows == 1 else f"{progress.bad_rows} rows"
+        rows = counted(progress.bad_rows, "row")
         more = progress.bad_rows - len(progress.bad_shown)
         listed = "".join(f"\n  {text}" for text in progress.bad_shown) + (f"\n  and {more} more" if more else "")
         upto = f"{rows} of {progress.rows_read}" if plan.collect_bad else f"row {progress.rows_read}"
@@ -364,10 +365,11 @@ def _report(plan: _Plan, progress: _Progress, kept: int, num_rows: int | None, s
         dropped["duplicates"] = progress.duplicates
     subset = None
     if num_rows is not None:
-        if num_rows > progress.rows_usable:
-            subset = f"{num_rows} rows were asked for, there are {progress.rows_usable}: all taken"
+        usable = progress.rows_usable
+        if num_rows > usable:
+            subset = f"{num_rows:,} rows were asked for, there {'is' if usable == 1 else 'are'} {usable:,}: all taken"
         else:
-            subset = f"{num_rows} of {progress.rows_usable} rows, drawn at random with seed {seed}"
+            subset = f"{num_rows:,} of {counted(usable, 'row')}, drawn at random with seed {seed}"
         dropped["subset"] = progress.rows_usable - kept
     return LoadReport(
         source=plan.source,

@@ -5,6 +5,9 @@ A template is data, so it is filled by substitution alone. `str.format` would le
 parsed once into pieces, each text or a column's name, and a value is pasted as it is, never looked at again.
 `{{` and `}}` stand for braces.
 
+Values may get names: `labels: {label: {0: negative, 1: positive}}` writes `positive` where the column `label` holds 1,
+and a value without a name is an error. Many sets have their classes as bare numbers, which teach a model to answer "1".
+
 Optional columns need no syntax: a paragraph of the template (paragraphs are parted by blank lines) whose columns are
 all empty is left out. `{instruction}\\n\\n{input}` is so both Alpaca prompts at once. Limit: there are no conditions
 beyond that; data that need more are better prepared as messages.
@@ -15,13 +18,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chulengo.errors import ConfigError, DataError, nearest, yaml_fault
 
-_KEYS = ("name", "system", "user", "answer")
+_KEYS = ("name", "system", "user", "answer", "labels")
+_TEXTS = _KEYS[:-1]
 _TEMPLATE_EXAMPLE = """two lines such as  user: "{question}"  and  answer: "{answer}\""""
 _PARAGRAPHS = re.compile(r"(\n[ \t]*\n\s*)")
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -36,12 +40,14 @@ class PromptTemplate:
         system: the system prompt, or None.
         user: what the user says.
         answer: what the assistant answers.
+        labels: column -> value (as text) -> the name that is written for it.
     """
 
     name: str
     system: str | None
     user: str
     answer: str
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -51,7 +57,7 @@ class PromptTemplate:
 
 
 def load_template(path: str | Path) -> PromptTemplate:
-    """Returns the template of a YAML file with the keys name, system, user and answer.
+    """Returns the template of a YAML file with the keys name, system, user, answer and labels.
 
     Raises:
         ConfigError: a missing or broken file, unknown or missing keys, braces that do not match.
@@ -69,26 +75,35 @@ def load_template(path: str | Path) -> PromptTemplate:
         raise ConfigError(
             f"The prompt template {path} is not valid YAML: {yaml_fault(error)}.", next_step=_TEMPLATE_EXAMPLE
         ) from error
+    return template_from(loaded, f"The prompt template {path}", Path(path).stem)
+
+
+def template_from(loaded: Any, what: str, name: str) -> PromptTemplate:
+    """Returns the template that a YAML mapping describes.
+
+    Args:
+        loaded: with the keys name, system, user, answer and labels.
+        what: what it is called in errors.
+        name: its name, unless it has one.
+
+    Raises:
+        ConfigError: unknown or missing keys, values that are no text, braces that do not match.
+    """
     if not isinstance(loaded, dict):
-        raise ConfigError(
-            f"The prompt template {path} is not a mapping.", allowed=", ".join(_KEYS), next_step=_TEMPLATE_EXAMPLE
-        )
+        raise ConfigError(f"{what} is not a mapping.", allowed=", ".join(_KEYS), next_step=_TEMPLATE_EXAMPLE)
     problems = [_unknown_key(str(key)) for key in loaded if key not in _KEYS]
     problems += [f"'{key}' is missing" for key in ("user", "answer") if key not in loaded]
-    texts = {key: loaded[key] for key in _KEYS if key in loaded and not (key == "system" and loaded[key] is None)}
+    texts = {key: loaded[key] for key in _TEXTS if key in loaded and not (key == "system" and loaded[key] is None)}
     problems += [f"'{key}' must be text" for key, text in texts.items() if not isinstance(text, str)]
+    labels = _labels(loaded.get("labels") or {}, problems)
     if problems:
-        raise ConfigError(
-            f"The prompt template {path}: {'; '.join(problems)}.", allowed=", ".join(_KEYS),
-            next_step=_TEMPLATE_EXAMPLE,
-        )
+        raise ConfigError(f"{what}: {'; '.join(problems)}.", allowed=", ".join(_KEYS), next_step=_TEMPLATE_EXAMPLE)
     template = PromptTemplate(
-        loaded.get("name", Path(path).stem), loaded.get("system"), loaded["user"], loaded["answer"]
+        loaded.get("name", name), loaded.get("system"), loaded["user"], loaded["answer"], labels
     )
     if not template_columns(template.answer):
         raise ConfigError(
-            f"The prompt template {path}: 'answer' names no column, so every answer would be the same.",
-            next_step='answer: "{answer}"',
+            f"{what}: 'answer' names no column, so every answer would be the same.", next_step='answer: "{answer}"'
         )
     template_columns(template.user + (template.system or ""))
     return template
@@ -132,6 +147,24 @@ def fill(text: str, fields: Mapping[str, Any]) -> str:
     return filled
 
 
+def named_values(template: PromptTemplate, fields: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the names of the values that the template's `labels` name, by column; an empty cell stays empty.
+
+    Raises:
+        DataError: a column that the row does not have, or a value without a name.
+    """
+    named = {}
+    for column, names in template.labels.items():
+        value = as_text(_value(fields, column), column)
+        if value and value not in names:
+            raise DataError(
+                f"column '{column}' holds '{value}', to which the prompt template's labels give no name",
+                allowed=", ".join(names),
+            )
+        named[column] = names.get(value, "")
+    return named
+
+
 def as_text(value: Any, column: str) -> str:
     """Returns a cell as text: None and NaN as "", numbers and truth values as JSON writes them, lists line by line.
 
@@ -164,6 +197,18 @@ def unknown_column(name: str, known: Mapping[str, Any] | list[str]) -> DataError
         allowed=", ".join(names),
         next_step=f"write {{{close or names[0]}}} in the template" if names else None,
     )
+
+
+def _labels(given: Any, problems: list[str]) -> dict[str, dict[str, str]]:
+    if not isinstance(given, dict) or not all(isinstance(names, dict) for names in given.values()):
+        problems.append("'labels' must be a mapping such as {label: {0: negative, 1: positive}}")
+        return {}
+    for column, names in given.items():
+        # YAML reads yes, no and numbers as what they are, and a name is text
+        problems += [f"'labels': the name of {column} {value} must be text (in quotes?), not {name!r}"
+                     for value, name in names.items() if not isinstance(name, str)]
+    return {str(column): {as_text(value, "labels"): str(name) for value, name in names.items()}
+            for column, names in given.items()}
 
 
 def _nearest_template(path: Path) -> str:

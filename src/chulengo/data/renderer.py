@@ -35,7 +35,11 @@ from chulengo.errors import ConfigError, RenderError
 
 RENDERER_FILE = "chulengo_renderer.json"
 TRAIN_ON = ("answers", "last_answer", "everything")
+# whose a token is: the text of a turn is its speaker's, all else (marks, headers, ends of turns) is control
+ROLES = ("system", "user", "assistant", "text", "control")
+_CONTROL_ROLE = ROLES.index("control")
 _BEGIN, _SCAFFOLD = -2, -1  # owners of tokens that belong to no turn
+Run = tuple[int, int]  # an owner, and how many tokens in a row are its
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class RenderedRow:
         answer_spans: only where nothing but the last answer is trained: for each entry of `turn_ends` the span of
             tokens that is trained when the row ends there; None otherwise.
         text_start: of a raw text the number of beginning-of-text tokens before it; None for a conversation.
+        roles: for each token whose it is, as an index of `ROLES`; empty where that was not kept.
+        encoder_roles: the same for `encoder_ids`.
     """
 
     ids: list[int]
@@ -60,6 +66,8 @@ class RenderedRow:
     encoder_ids: list[int] | None = None
     answer_spans: list[tuple[int, int]] | None = None
     text_start: int | None = None
+    roles: bytes = b""
+    encoder_roles: bytes = b""
 
 
 class Renderer:
@@ -118,26 +126,30 @@ class Renderer:
         """
         try:
             messages, encoder, layout = self._lay_out(example)
-            ids, owners = self._encode(layout)
+            ids, runs = self._encode(layout)
         except RenderError as error:
             raise _in_row(error, example) from error
         chosen = [self._chosen(messages, turn) for turn in range(len(messages))]
         whole = self._train_on == "everything"
         # by owner: 2 × turn for a turn's text, + 1 for what ends it; the last two entries are _BEGIN and _SCAFFOLD
         table = [flag for wanted in chosen for flag in (wanted, wanted and self._train_end)] + [False, whole]
-        trained = [table[owner] for owner in owners]
+        trained = [flag for owner, count in runs for flag in [table[owner]] * count]
         if trained and encoder is None:
             trained[0] = False  # nothing predicts the first token; a decoder has its start token for that
         answers = [turn for turn, m in enumerate(messages) if m.role in ("assistant", "text")]
-        ends = [end for _, end in _spans(owners, answers, with_end=True)]
+        ends = [end for _, end in _spans(runs, answers, with_end=True)]
         spans = None
         if self._train_on == "last_answer" and encoder is None:
             last = [self._last_chosen(messages, turn) for turn in answers]
-            spans = _spans(owners, last, with_end=self._train_end)
-        encoder_ids = None if encoder is None else self._encode(encoder)[0]
+            spans = _spans(runs, last, with_end=self._train_end)
+        encoder_ids, encoder_runs = (None, []) if encoder is None else self._encode(encoder)
+        role_of = [role for m in messages for role in (ROLES.index(m.role), _CONTROL_ROLE)] + [_CONTROL_ROLE] * 2
         is_text = any(message.role == "text" for message in messages)
-        start = sum(owner == _BEGIN for owner in owners[:1]) if is_text else None
-        return RenderedRow(ids, trained, example.source, [e for e in ends if e], encoder_ids, spans, start)
+        start = sum(owner == _BEGIN for owner, _ in runs[:1]) if is_text else None
+        return RenderedRow(
+            ids, trained, example.source, [e for e in ends if e], encoder_ids, spans, start,
+            _by_token(runs, role_of), _by_token(encoder_runs, role_of),
+        )
 
     def spell(self, example: Example) -> tuple[list[str], list[str] | None]:
         """Returns the text that each token of `render(example)` stands for, and the same of the encoder's input.
@@ -260,19 +272,19 @@ class Renderer:
         later = messages[turn + 1 :]
         return self._train_on == "answers" or not any(m.role in self._train_roles for m in later)
 
-    def _encode(self, layout: Sequence[Element]) -> tuple[list[int], list[int]]:
-        """Returns the ids and their owners (see `render`)."""
+    def _encode(self, layout: Sequence[Element]) -> tuple[list[int], list[Run]]:
+        """Returns the ids, and in runs of tokens whose they are (see `render`)."""
         ids: list[int] = []
-        owners: list[int] = []
+        runs: list[Run] = []
         for element in layout:
             if isinstance(element, Control):
                 ids.append(element.token_id)
-                owners.append(_BEGIN if element.begin else _owner(element))
+                runs.append((_BEGIN if element.begin else _owner(element), 1))
                 continue
             new, starts = self.tokenizer.encode("".join(t.text for t in element.texts), prefix=element.prefix)
             ids += new
-            owners += _owners_of_group(element, starts)
-        return ids, owners
+            runs += _runs_of_group(element, starts)
+        return ids, runs
 
     def _spell(self, layout: Sequence[Element]) -> list[str]:
         spelled: list[str] = []
@@ -392,24 +404,32 @@ def _owner(element: Control | Text) -> int:
     return _SCAFFOLD if element.turn is None else 2 * element.turn + element.end
 
 
-def _owners_of_group(group: Group, starts: Sequence[int]) -> list[int]:
-    """Returns the owner of each token of a group: that of the text in which its first character stands."""
+def _runs_of_group(group: Group, starts: Sequence[int]) -> list[Run]:
+    """Returns the owners of a group's tokens: that of the text in which a token's first character stands."""
     if len(group.texts) == 1:
-        return [_owner(group.texts[0])] * len(starts)
+        return [(_owner(group.texts[0]), len(starts))]
     owner_of_character: list[int] = []
     for text in group.texts:
         owner_of_character += [_owner(text)] * len(text.text)
     last = len(owner_of_character) - 1
-    return [owner_of_character[min(start, last)] for start in starts]
+    owners = [owner_of_character[min(start, last)] for start in starts]
+    return [(owner, sum(1 for _ in tokens)) for owner, tokens in itertools.groupby(owners)]
 
 
-def _spans(owners: Sequence[int], turns: Sequence[int | None], *, with_end: bool) -> list[tuple[int, int]]:
+def _spans(runs: Sequence[Run], turns: Sequence[int | None], *, with_end: bool) -> list[tuple[int, int]]:
     """Returns the span of tokens of each of the turns, (0, 0) for one without tokens (or None)."""
     found: dict[int, tuple[int, int]] = {}
-    for index, owner in enumerate(owners):
-        if owner >= 0 and (with_end or owner % 2 == 0):
-            found[owner // 2] = (found.get(owner // 2, (index, 0))[0], index + 1)
+    end = 0
+    for owner, count in runs:
+        start, end = end, end + count
+        if owner >= 0 and count and (with_end or owner % 2 == 0):
+            found[owner // 2] = (found.get(owner // 2, (start, 0))[0], end)
     return [(0, 0) if turn is None else found.get(turn, (0, 0)) for turn in turns]
+
+
+def _by_token(runs: Sequence[Run], values: Sequence[int]) -> bytes:
+    """Returns for each token of the runs its owner's value."""
+    return b"".join(bytes((values[owner],)) * count for owner, count in runs)
 
 
 def _in_row(error: RenderError, example: Example) -> RenderError:

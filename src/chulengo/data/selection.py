@@ -6,8 +6,8 @@ version, a subset of 500 is part of the subset of 1,000 with the same seed (one 
 conversation keeps its side of the split as long as it is drawn early.
 
 A split is by conversation: rows that open with the same user message (ignoring case, spacing and Unicode form) go to
-the same side, or the validation loss would partly measure memory. Where one opening is shared by a large part of the
-data ("Hello"), the fraction can only be met from the other rows.
+the same side, or the validation loss would partly measure memory; so do questions on the same passage. Where one
+opening is shared by a large part of the data ("Hello"), the fraction can only be met from the other rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import os
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def sample(examples: Iterable[Example], count: int, seed: int) -> list[Example]:
 def split_by_conversation(
     examples: Sequence[Example], fraction: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Returns (train, validation), both in the order given; rows with the same first user message stay together.
+    """Returns (train, validation), both in the order given; rows of a group, or a first user message, stay together.
 
     Validation gets `round(fraction * rows)` rows, fewer only where whole groups do not fit, and at least one when
     `fraction` is above 0 and there are two groups.
@@ -60,12 +60,12 @@ def split_by_conversation(
     """
     if not 0 <= fraction < 1:
         raise ConfigError(f"A validation fraction of {fraction} was asked for.", allowed="0 or more, below 1")
-    groups: dict[bytes, list[int]] = {}
-    for index, example in enumerate(examples):
-        groups.setdefault(_opening(example), []).append(index)
+    groups = _together(examples, lambda example: example.group.encode() or _opening(example))
+    if len(groups) < 2:  # one passage that goes with every question parts nothing
+        groups = _together(examples, _opening)
     if fraction == 0 or len(groups) < 2:
         return list(examples), []
-    drawn = sorted(groups.values(), key=lambda rows: _ticket(seed, _opening(examples[rows[0]]).hex()))
+    drawn = [groups[key] for key in sorted(groups, key=lambda key: _ticket(seed, key.hex()))]
     wanted = max(1, round(fraction * len(examples)))
     chosen: set[int] = set()
     left = len(groups)
@@ -78,6 +78,18 @@ def split_by_conversation(
         chosen.update(smallest)
     train = [example for index, example in enumerate(examples) if index not in chosen]
     return train, [example for index, example in enumerate(examples) if index in chosen]
+
+
+def group_of(passage: str) -> str:
+    """Returns the group of the rows that are about one passage; ignores case, spacing and Unicode form."""
+    return _digest(_normal(passage).casefold()).hex()
+
+
+def _together(examples: Sequence[Example], key: Callable[[Example], bytes]) -> dict[bytes, list[int]]:
+    groups: dict[bytes, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(key(example), []).append(index)
+    return groups
 
 
 def duplicates(examples: Iterable[Example]) -> list[list[int]]:
@@ -145,6 +157,8 @@ def _row(example: Example) -> dict[str, Any]:
         row["desirable"] = example.desirable
     if example.references:
         row["references"] = list(example.references)
+    if example.group:
+        row["split_group"] = example.group  # not `group`: data sets have columns of that name and any meaning
     return row
 
 

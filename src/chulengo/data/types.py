@@ -48,6 +48,8 @@ class Example:
         rejected: the rejected answer's turns (preference pairs only).
         desirable: the label (KTO rows only).
         references: all accepted answers where the data has several (SQuAD).
+        group: rows of the same group stay on the same side of a split (SQuAD: questions on one paragraph); "": the
+            first user message decides.
     """
 
     messages: tuple[Message, ...]
@@ -56,6 +58,7 @@ class Example:
     rejected: tuple[Message, ...] = ()
     desirable: bool | None = None
     references: tuple[str, ...] = ()
+    group: str = ""
 
     @property
     def answer(self) -> str | None:

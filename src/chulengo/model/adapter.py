@@ -10,6 +10,12 @@ none (a frozen embedding), which others patch with `enable_input_require_grads`.
 
 Tied models have one matrix for embeddings and head. Training either trains that matrix: PEFT's `ensure_weight_tying`
 keeps one trainable copy for both.
+
+Encoder-decoder models have one matrix under three names or four: `shared`, the encoder's and the decoder's embeddings,
+and in T5 (not in Flan-T5) the head. It is trained as one here too, but not by `ensure_weight_tying`: PEFT ties by the
+architecture's class, and would make the untied head of Flan-T5 a copy of the embeddings. So every module that holds the
+matrix is listed in `modules_to_save`, PEFT copies each, and the copies are made one parameter afterwards. The file has
+the matrix once for each of its names, so that plain PEFT, which ties nothing then, computes the same.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from chulengo.data.wording import counted
 from chulengo.errors import ConfigError, ModelError, nearest
 from chulengo.model.load import quiet_libraries
 
@@ -42,8 +49,8 @@ def attach_lora(
         targets: names of linear modules (`q_proj`), or `all-linear`: every one except the head.
         rslora: rank-stabilised scale (Kalajdzievski 2023).
         dora: weight-decomposed LoRA (Liu et al. 2024).
-        train_head: train and save the head in full.
-        train_embeddings: train and save the input embeddings in full.
+        train_head: train and save the head in full; where it is tied to the embeddings, both.
+        train_embeddings: train and save the input embeddings in full: the encoder's and the decoder's as one matrix.
         seed: of the initialisation; the global random state is left as it was.
 
     Returns:
@@ -57,7 +64,7 @@ def attach_lora(
     names = linear_names(model)
     chosen = _targets(targets, names)
     full = _full_modules(model, train_head, train_embeddings)
-    tied = bool(full) and _is_tied(model)
+    tied = bool(full) and _is_tied(model) and not model.config.is_encoder_decoder
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen, use_rslora=rslora, use_dora=dora,
         modules_to_save=full or None, ensure_weight_tying=tied, bias="none",
@@ -73,7 +80,25 @@ def attach_lora(
             f"PEFT cannot attach this adapter: {str(error).splitlines()[0]}",
             next_step="lora.dora=false, or other lora.targets",
         ) from error
+    _join_copies(wrapped)
     return wrapped
+
+
+def fully_trained(model: Any) -> str | None:
+    """Returns what is trained in full beside the adapter, in words for the user; None when nothing is."""
+    from peft.utils import ModulesToSaveWrapper
+
+    names: dict[int, list[str]] = {}
+    sizes: dict[int, int] = {}
+    for path, module in model.get_base_model().named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copy in module.modules_to_save.values():
+                names.setdefault(id(copy.weight), []).append(path)
+                sizes[id(copy.weight)] = copy.weight.numel()
+    if not names:
+        return None
+    parts = [" = ".join(paths) + f" ({counted(sizes[key], 'weight')})" for key, paths in names.items()]
+    return "Trained in full: " + "; ".join(parts)
 
 
 def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
@@ -101,6 +126,7 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
             f"The adapter in {folder} cannot be put on this model: {str(error).splitlines()[0][:300]}",
             next_step="give the base model that the adapter was trained on (adapter_config.json names it)",
         ) from error
+    _join_copies(wrapped)
     wrapped.train(trainable)
     return wrapped
 
@@ -135,7 +161,8 @@ def restore_adapter(model: Any, folder: Path) -> None:
     different = [k for k in different if not (k in own and k not in state and _has_twin(own, k))]
     if different:
         raise ModelError(
-            f"{folder} holds another adapter: {len(different)} tensors differ, such as {sorted(different)[0]}.",
+            f"{folder} holds another adapter: {counted(len(different), 'tensor differs', 'tensors differ')}, such as "
+            f"{sorted(different)[0]}.",
             next_step="resume with the model and the lora settings the run was started with",
         )
     with quiet_libraries():
@@ -211,26 +238,33 @@ def _targets(targets: Sequence[str], names: list[str]) -> str | list[str]:
 
 
 def _full_modules(model: Any, train_head: bool, train_embeddings: bool) -> list[str]:
-    if model.config.is_encoder_decoder and (train_head or train_embeddings):
-        # PEFT would wrap the shared matrix, while encoder and decoder call modules of their own that hold the same one
-        raise ConfigError(
-            f"{type(model).__name__} shares its embeddings between encoder and decoder: they cannot be trained.",
-            next_step="lora.train_head=false and lora.train_embeddings=false",
-        )
-    wanted = []
-    if train_embeddings or (train_head and _is_tied(model)):
-        wanted.append(model.get_input_embeddings())
-    if train_head and not _is_tied(model):
-        wanted.append(model.get_output_embeddings())
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if train_head and head is None:
+        raise ConfigError(f"{type(model).__name__} has no separate head to train.", next_step="lora.train_head=false")
+    wanted = [embeddings] if train_embeddings or (train_head and _is_tied(model)) else []
+    wanted += [head] if train_head and not _is_tied(model) else []
     names = []
-    for module in wanted:
-        path = next((path for path, m in model.named_modules() if m is module), None)
-        if path is None:
-            raise ConfigError(
-                f"{type(model).__name__} has no separate head to train.", next_step="lora.train_head=false"
-            )
-        names.append(path.rsplit(".", 1)[-1])
+    for path, module in model.named_modules():
+        if model.config.is_encoder_decoder:  # paths in full: T5 has two modules of the name embed_tokens
+            if any(getattr(module, "weight", None) is each.weight for each in wanted):
+                names.append(path)
+        elif any(module is each for each in wanted):
+            names.append(path.rsplit(".", 1)[-1])
     return names
+
+
+def _join_copies(model: Any) -> None:
+    """Makes one parameter of the trained copies that stand for one of the base's matrices and are still equal."""
+    from peft.utils import ModulesToSaveWrapper
+
+    first: dict[tuple[int, str], Any] = {}
+    for module in model.modules():
+        if not isinstance(module, ModulesToSaveWrapper):
+            continue
+        for name, copy in module.modules_to_save.items():
+            one = first.setdefault((id(module.original_module.weight), name), copy)
+            if one is not copy and torch.equal(one.weight, copy.weight):
+                copy.weight = one.weight
 
 
 def _is_tied(model: Any) -> bool:

@@ -17,6 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from chulengo.data.wording import counted
 from chulengo.errors import ModelError, NetworkError, nearest
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -26,6 +27,10 @@ HUB_FILES = (
 )
 HUB_NOT = ("*/*", "consolidated*")  # other copies of the same weights
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+
+# architectures that see distances between tokens, not positions -> tokens of a pretraining row, for configs without one
+# (T5: Raffel et al. 2020, section 3.1.2, taken for its kin too; BLOOM: its model card)
+RELATIVE_POSITIONS = {"t5": 512, "mt5": 512, "umt5": 512, "longt5": 512, "switch_transformers": 512, "bloom": 2048}
 
 FULL_HASH_BYTES = 1 << 30  # larger weights are sampled: sha256 of 13.5 GB takes about 10 s from memory, more from disk
 SAMPLE_BYTES, SAMPLES = 1 << 20, 64
@@ -125,7 +130,7 @@ def weight_files(folder: Path) -> list[Path]:
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ModelError(
-                f"{folder} lacks {len(missing)} of {len(files)} weight files: {', '.join(missing[:5])}"
+                f"{folder} lacks {len(missing)} of {counted(len(files), 'weight file')}: {', '.join(missing[:5])}"
                 f"{' ...' if len(missing) > 5 else ''}.",
                 next_step="copy or download the missing files",
             )
@@ -149,7 +154,34 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def context_tokens(config: dict[str, Any]) -> int | None:
-    """Returns the longest sequence the model was made for, or None when its config does not say."""
+    """Returns how many tokens the model has positions for; None when there is no such limit, or nothing says.
+
+    T5 and BLOOM see distances, not positions: they read rows of any length. The `n_positions` that a T5 has is the
+    length it was pretrained with, which is what `usual_tokens` is for.
+    """
+    return None if config.get("model_type") in RELATIVE_POSITIONS else _stated_tokens(config)
+
+
+def usual_tokens(config: dict[str, Any]) -> int | None:
+    """Returns the longest row when nobody asked for a length: the model's limit, else what it was pretrained with.
+
+    None when neither is known.
+    """
+    return _stated_tokens(config) or RELATIVE_POSITIONS.get(str(config.get("model_type")))
+
+
+def length_note(wanted: int | None, config: dict[str, Any]) -> str | None:
+    """Returns a line for the user where a length had to be chosen: none was asked for and the model has no limit."""
+    usual = usual_tokens(config)
+    if wanted is not None or usual is None or context_tokens(config) is not None:
+        return None
+    return (
+        f"{config['model_type']} has no longest row (it sees distances, not positions). Taken: {usual:,} tokens, "
+        "as in its pretraining; --set training.max_seq_tokens=N for another."
+    )
+
+
+def _stated_tokens(config: dict[str, Any]) -> int | None:
     text = config.get("text_config")
     places = [config, text if isinstance(text, dict) else {}]
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx"):

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from chulengo.data.wording import counted
 from chulengo.errors import ConfigError, DoesNotFitError, MissingPackageError, ModelError, require
 from chulengo.model.folder import is_encoder_decoder, read_config
 
@@ -116,7 +117,7 @@ def resolve_device(device: str) -> torch.device:
     number = int(index) if index else int(os.environ.get("LOCAL_RANK", "0"))
     if number >= count:
         raise ConfigError(
-            f"model.device is {device!r}, but this machine has {count} CUDA device(s) that torch can use.",
+            f"model.device is {device!r}, but this machine has {counted(count, 'CUDA device')} that torch can use.",
             next_step="--set model.device=cpu, or: chulengo doctor",
         )
     return torch.device("cuda", number)
@@ -289,7 +290,7 @@ def _check_loaded(info: dict[str, Any], folder: Path) -> None:
         names = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get(key, ()))
         if names:
             raise ModelError(
-                f"The weights in {folder} {what} {len(names)} tensor(s) of this architecture: "
+                f"The weights in {folder} {what} {counted(len(names), 'tensor')} of this architecture: "
                 f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}.",
                 next_step="check that config.json and the weights belong together",
             )

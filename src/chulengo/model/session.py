@@ -22,6 +22,7 @@ from typing import Any
 
 from chulengo.data.renderer import RENDERER_FILE, Renderer, load_renderer
 from chulengo.data.tokenizer import Tokenizer, load_tokenizer
+from chulengo.data.wording import counted
 from chulengo.errors import ModelError, RenderError, nearest
 from chulengo.model.adapter import load_adapter
 from chulengo.model.base_record import BASE_FILE, BaseRecord, load_base_record
@@ -201,8 +202,10 @@ def _check_adapter(model: Any, folder: Path, name: str) -> None:
     missing = {key for key in placed - written if "lora_" in key}
     if missing or written - placed:
         raise ModelError(
-            f"The adapter {folder} was not made for {name}: {len(written - placed)} of its tensors have no place there "
-            f"and {len(missing)} places have no tensor, such as {sorted(missing | (written - placed))[0]}.",
+            f"The adapter {folder} was not made for {name}: "
+            f"{counted(len(written - placed), 'of its tensors has', 'of its tensors have')} no place there and "
+            f"{counted(len(missing), 'place has', 'places have')} no tensor, such as "
+            f"{sorted(missing | (written - placed))[0]}.",
             next_step="leave out --model, or give the base that the adapter was trained on",
         )
 

@@ -73,9 +73,30 @@ def test_packages_against_supported_versions() -> None:
         installed.get,
     )  # fmt: skip
     assert {state.name: state.ok for state in states} == {"torch": False, "peft": True, "gguf": False, "triton": True}
-    assert doctor.install_lines(states) == {
-        "required": "pip install 'torch>=2.11'", "export": "pip install 'chulengo[export]'",
-    }  # fmt: skip
+    lines = doctor.install_lines(states)
+    assert set(lines) == {"required", "export"}
+    assert lines["required"] == "pip install 'torch>=2.11'"
+
+
+def test_extras_are_installed_into_the_checkout_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = doctor.PackageState("gguf", ">=0.10", None, False, "export")
+    monkeypatch.chdir(tmp_path)
+    assert doctor.install_lines([state])["export"] == f"pip install -e '{SRC.parent}[export]'"
+    monkeypatch.chdir(SRC.parent)
+    assert doctor.install_lines([state])["export"] == "pip install -e '.[export]'"
+    monkeypatch.setattr(doctor, "checkout", lambda: None)
+    assert doctor.install_lines([state])["export"] == "pip install 'chulengo[export]'"
+
+
+def test_what_a_checkout_is(tmp_path: Path) -> None:
+    assert doctor.checkout() == SRC.parent
+    installed = tmp_path / "lib" / "site-packages" / "chulengo"
+    assert doctor.checkout(installed) is None
+    package = tmp_path / "src" / "chulengo"  # somebody else's project that ships a copy
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "other"\n')
+    assert doctor.checkout(package) is None
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "chulengo"\n')
+    assert doctor.checkout(package) == tmp_path
 
 
 def test_every_extra_of_the_project_is_known() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,8 @@ def test_text_for_people(model: Path, data: Path, capsys: pytest.CaptureFixture[
     assert "Latin 4, Cyrillic 1" in shown
     assert "talk.jsonl:1, " in shown.split("same tokens:")[1]
     assert "talk.jsonl:4: 3" in shown
+    assert re.search(r"tokens by role +│ system 0 · user \d+ · assistant \d+ · control +│\n│ +│ \d+ +│", shown)
+    assert "1 in 1 group " in shown
     assert "WARNING, training would stop here: 1 of 5 rows is longer than 200 tokens" in shown
     assert "\x1b[" not in shown
 
@@ -135,7 +138,7 @@ def test_rows_that_cannot_be_rendered_are_all_named(
     only = tmp_path / "only.jsonl"
     only.write_text(json.dumps(bad) + "\n")
     assert main(["inspect", "--model", str(model), "--data", str(only), "--set", "prompt.style=plain"]) == 2
-    assert "None of the 1 rows can be rendered" in capsys.readouterr().err
+    assert "None of 1 row can be rendered" in capsys.readouterr().err
 
 
 def test_prompt_template_is_seen_rendered(

@@ -57,6 +57,12 @@ def byte_level_json(*controls: str, plain: tuple[str, ...] = ()) -> str:
 
 def unigram(*extra: str) -> TransformersTokenizer:
     """A Unigram vocabulary as T5 has it: `</s>` is a piece like any other."""
+    settings = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return TransformersTokenizer(unigram_json(*extra), settings)
+
+
+def unigram_json(*extra: str) -> str:
+    """The tokenizer.json of `unigram`."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(c, -4.0) for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?!/0123456789\n"]
     pieces += [(word, -3.0) for word in ("▁the", "▁Where", "▁live", *extra)]
@@ -64,7 +70,7 @@ def unigram(*extra: str) -> TransformersTokenizer:
     tokenizer.pre_tokenizer = tk.pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = tk.decoders.Metaspace(prepend_scheme="always")
     tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
-    return TransformersTokenizer(tokenizer.to_str(), {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"})
+    return str(tokenizer.to_str())
 
 
 def sentencepiece_model(folder: Path, **settings: Any) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from chulengo.data.formats import FORMATS, detect_format, to_example
 from chulengo.data.load import load_examples
 from chulengo.data.prompts import PromptTemplate
+from chulengo.data.selection import split_by_conversation
 from chulengo.data.sources import read_records
 from chulengo.data.types import Example, Message, Record
 from chulengo.errors import ConfigError, DataError
@@ -263,6 +265,35 @@ def test_squad_without_answers_and_answer_lists() -> None:
     assert read({"question": "q", "answers": ["a", "b"]}).references == ("a", "b")
 
 
+def test_mt_bench() -> None:
+    row = {"question_id": 95, "category": "roleplay", "turns": ["q1", "q2"]}
+    assert detect_format([Record(row, "x")]) == "mt_bench"
+    assert turns(read(row)) == ["u:q1", "u:q2"]
+    assert turns(read({**row, "reference": ["r1", "r2"]})) == ["u:q1", "a:r1", "u:q2", "a:r2"]
+    with pytest.raises(DataError, match="2 questions in 'turns' and 1 answers"):
+        read({**row, "reference": ["r1"]})
+
+
+def test_files_without_text_are_named_for_what_they_are() -> None:
+    for columns, said in (
+        (("conversation_id", "tweet_ids_sentence_offset", "annotations"), "without their text"),
+        (("question_id", "answer_id", "model_id", "choices", "tstamp"), "the questions are in another file"),
+    ):
+        with pytest.raises(DataError, match=said):
+            detect_format([Record(dict.fromkeys(columns), "a.jsonl:1")])
+
+
+def test_rows_about_one_passage_are_a_group() -> None:
+    rows = [
+        read({"context": context, "question": question, "answers": [{"text": "a"}]})
+        for context, question in (("A passage.", "q1"), ("a  passage.", "q2"), ("Another.", "q1"))
+    ]
+    assert rows[0].group == rows[1].group != rows[2].group
+    assert read({"question": "q", "answer": "a"}).group == ""
+    assert read({"question": "q", "answer": "a", "context": " "}).group == ""
+    assert read({"QUESTION": "q", "CONTEXTS": ["p"], "LONG_ANSWER": "a"}).group != ""
+
+
 def test_columns_are_renamed_on_request() -> None:
     row = {"title": "q", "reply": "a", "answer": "not this"}
     assert turns(read(row, "question_answer", columns={"question": "title", "answer": "reply"})) == ["u:q", "a:a"]
@@ -278,6 +309,8 @@ def test_a_template_of_the_user() -> None:
     assert turns(read({"context": "", "question": "q", "answers": [{"text": "a"}], "title": "T"}, template=squad)) == [
         "u:q", "a:a / T"
     ]  # fmt: skip
+    named = PromptTemplate("m", None, "{text}", "{label}", {"label": {"0": "negative", "1": "positive"}})
+    assert turns(read({"text": "Good.", "label": 1}, template=named)) == ["u:Good.", "a:positive"]
     with pytest.raises(ConfigError, match="does not apply"):
         read({"messages": chat("a", "b")}, template=template)
     with pytest.raises(ConfigError, match="needs a prompt template"):
@@ -349,6 +382,38 @@ def test_real_sets(shared_data: Path, path: str, count: int, multi_turn: int, na
     examples, report = load_examples(str(shared_data / path))
     assert (len(examples), report.format) == (count, name)
     assert sum(sum(m.role == "user" for m in example.messages) > 1 for example in examples) == multi_turn
+
+
+def test_real_imdb_with_names_for_its_labels(shared_data: Path) -> None:
+    template = PromptTemplate("m", None, "{text}", "{label}", {"label": {"0": "negative", "1": "positive"}})
+    examples, _ = load_examples(str(shared_data / "imdb" / "imdb_train_2000.jsonl.gz"), template=template)
+    plain, _ = load_examples(str(shared_data / "imdb" / "imdb_train_2000.jsonl.gz"))
+    names = {"0": "negative", "1": "positive"}
+    assert [example.answer for example in examples] == [names[str(example.answer)] for example in plain]
+    with pytest.raises(DataError, match="'lable'"):
+        load_examples(str(shared_data / "imdb"), template=replace(template, labels={"lable": names}))
+
+
+def test_real_mt_bench_and_files_without_text(shared_data: Path) -> None:
+    questions = shared_data / "mt_bench" / "question.jsonl"
+    examples, report = load_examples(str(questions), cleaning=["drop_unanswered"])
+    # 41 have no references, 7 an empty last one
+    assert (report.format, len(examples), report.dropped) == ("mt_bench", 32, {"drop_unanswered": 48})
+    assert all(len(example.messages) == 4 for example in examples)
+    with pytest.raises(DataError, match="48 rows of 80 cannot be used"):
+        load_examples(str(questions))
+    with pytest.raises(DataError, match="the questions are in another file"):
+        load_examples(str(shared_data / "mt_bench" / "reference_answer_gpt-4.jsonl"))
+    with pytest.raises(DataError, match="without their text"):
+        load_examples(str(shared_data / "tweetsumm" / "original" / "final_valid_tweetsum.jsonl"))
+
+
+def test_real_squad_is_split_by_paragraph(shared_data: Path) -> None:
+    examples, _ = load_examples(str(shared_data / "squad" / "xquad.en.json"))
+    assert len({example.group for example in examples}) == 240
+    train, validation = split_by_conversation(examples, 0.1, seed=0)
+    assert len(validation) == 119
+    assert not {example.group for example in train} & {example.group for example in validation}
 
 
 def test_real_hh_rlhf_has_four_rows_without_an_answer(shared_data: Path) -> None:

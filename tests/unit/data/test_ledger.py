@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from small_tokenizers import CHATML, byte_level
+from small_tokenizers import CHATML, byte_level, unigram
 
 from chulengo.data.ledger import Ledger, check, settle
 from chulengo.data.renderer import RenderedRow, Renderer
@@ -181,3 +181,43 @@ def test_split_without_a_beginning_token_and_of_conversations() -> None:
     assert "never split" in ledger.problems[0]
     _, ledger = settled([text], 4)
     assert "training.overlong=split" in ledger.problems[0]
+
+
+def test_tokens_by_role() -> None:
+    tokenizer = byte_level(*CHATML, "<|begin|>", "<|end|>", bos="<|begin|>", eos="<|end|>")
+    renderer = Renderer(tokenizer, style="chatml")
+    said = {"system": ["Be brief."], "user": ["Who spits?", "And who else?"], "assistant": ["Llamas.", "Alpacas."]}
+    turns = [("system", 0), ("user", 0), ("assistant", 0), ("user", 1), ("assistant", 1)]
+    chat = renderer.render(Example(tuple(Message(role, said[role][i]) for role, i in turns), "f#1"))  # type: ignore[arg-type]
+    text = renderer.render(Example((Message("text", "A plain text of many words."),), "f#2"))
+
+    def length(*texts: str) -> int:
+        return sum(len(tokenizer.encode(each)[0]) for each in texts)
+
+    _, ledger = settled([chat, text])
+    headers = length("system\n", "user\n", "assistant\n", "user\n", "assistant\n") + 4 * length("\n")
+    assert ledger.tokens_by_role == {
+        **{role: length(*texts) for role, texts in said.items()}, "text": length("A plain text of many words."),
+        "control": 5 * 2 + headers + 1 + 2,  # five turns, the text's end, two beginnings
+    }
+    assert sum(ledger.tokens_by_role.values()) == ledger.num_tokens
+    assert ledger.to_dict()["tokens_by_role"] == ledger.tokens_by_role
+    for policy, limit in (("drop_turns", chat.turn_ends[0]), ("cut", chat.turn_ends[0] + 3), ("split", 5)):
+        rows, ledger = settled([chat, text], limit=limit, overlong=policy)
+        assert sum(ledger.tokens_by_role.values()) == ledger.num_tokens == sum(len(r.ids) for r in rows), policy
+    _, ledger = settled([chat], limit=chat.turn_ends[0], overlong="drop_turns")
+    assert ledger.tokens_by_role["assistant"] == length("Llamas.")
+
+
+def test_tokens_by_role_of_an_encoder() -> None:
+    renderer = Renderer(unigram(), encoder_decoder=True)
+    row = renderer.render(Example((Message("user", "Where live"), Message("assistant", "the")), "f#1"))
+    assert row.encoder_ids is not None
+    _, ledger = settled([row], limit=99)
+    user = len(row.encoder_ids) - 1
+    counted = {"system": 0, "user": user, "assistant": len(row.ids) - 1, "text": 0, "control": 2}
+    assert ledger.tokens_by_role == counted, "each side ends with </s>"
+    assert sum(counted.values()) == ledger.num_tokens + ledger.num_encoder_tokens
+    _, cut = settled([row], limit=3, overlong="cut")
+    assert sum(cut.tokens_by_role.values()) == cut.num_tokens + cut.num_encoder_tokens
+    assert cut.tokens_by_role["user"] == min(user, 2), "an encoder's input keeps its last token"

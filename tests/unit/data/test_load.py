@@ -149,6 +149,9 @@ def test_subsets(tmp_path: Path) -> None:
     assert streamed(source, num_rows=30, seed=7, cleaning=steps)[0] == examples
     everything, report = load_examples(source, num_rows=500, cleaning=steps)
     assert (len(everything), report.subset) == (100, "500 rows were asked for, there are 100: all taken")
+    single = write(tmp_path / "b.jsonl", qa(1))
+    assert load_examples(single, num_rows=2)[1].subset == "2 rows were asked for, there is 1: all taken"
+    assert load_examples(single, num_rows=1)[1].subset == "1 of 1 row, drawn at random with seed 0"
 
 
 def test_streaming_gives_the_same_rows_and_report(tmp_path: Path) -> None:

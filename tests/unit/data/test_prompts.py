@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chulengo.data.prompts import PromptTemplate, fill, load_template, template_columns
+from chulengo.data.prompts import PromptTemplate, fill, load_template, named_values, template_columns
 from chulengo.errors import ConfigError, DataError
 
 GOOD = 'name: ticket\nsystem: "You help {company}."\nuser: |-\n  {question}\n\n  {context}\nanswer: "{answer}"\n'
@@ -37,6 +37,9 @@ def test_a_template_is_read_from_yaml(tmp_path: Path) -> None:
         ('user: "q}"\nanswer: "{a}"', "stray '}' at character 2"),
         ('user: "{}"\nanswer: "{a}"', "stray '{}'"),
         ("- a\n- b", "not a mapping"),
+        ('user: "{q}"\nanswer: "{a}"\nlabels: [x]', "'labels' must be a mapping such as"),
+        ('user: "{q}"\nanswer: "{a}"\nlabels: {a: x}', "'labels' must be a mapping such as"),
+        ('user: "{q}"\nanswer: "{a}"\nlabels: {a: {0: no}}', "the name of a 0 must be text (in quotes?), not False"),
         ("user: [", "not valid YAML"),
     ],
 )
@@ -95,6 +98,19 @@ def test_an_unknown_column_names_the_nearest() -> None:
         fill("{qestion}", {"question": "?", "answer": "!"})
     assert "'qestion'" in str(caught.value)
     assert "write {question} in the template" in str(caught.value)
+
+
+def test_values_get_the_names_that_the_template_gives_them(tmp_path: Path) -> None:
+    text = 'user: "{q}"\nanswer: "{a}"\nlabels:\n  a: {0: negative, 1: positive, none: nothing}\n'
+    template = load_template(write(tmp_path, text))
+    for value, name in ((0, "negative"), ("1", "positive"), (1.0, "positive"), ("none", "nothing")):
+        assert named_values(template, {"q": "", "a": value}) == {"a": name}
+    assert named_values(template, {"q": "", "a": None}) == {"a": ""}, "an empty cell is a missing answer, as ever"
+    with pytest.raises(DataError, match="holds '2'") as caught:
+        named_values(template, {"q": "", "a": 2})
+    assert caught.value.allowed == "0, 1, none"
+    with pytest.raises(DataError, match="which the data do not have"):
+        named_values(template, {"q": ""})
 
 
 def test_an_object_is_no_text() -> None:

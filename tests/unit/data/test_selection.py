@@ -103,6 +103,16 @@ def test_rows_with_the_same_opening_stay_together() -> None:
         assert len(validation) == 60
 
 
+def test_rows_of_a_group_stay_together() -> None:
+    many = [row(f"question {i}", number=i, group=f"passage {i // 5}") for i in range(200)]
+    for seed in range(20):
+        train, validation = split_by_conversation(many, 0.1, seed)
+        assert len(validation) == 20
+        assert not {e.group for e in train} & {e.group for e in validation}
+    one = [replace(example, group="the same for all") for example in many]
+    assert len(split_by_conversation(one, 0.1, 0)[1]) == 20, "a passage that goes with every question parts nothing"
+
+
 def test_a_split_depends_on_seed_and_text_not_on_order() -> None:
     many = rows(200)
     _, validation = split_by_conversation(many, 0.1, seed=0)
@@ -177,7 +187,7 @@ def random_example(draw: random.Random) -> Example:
         tuple(turns), "", kind,
         rejected=(message("assistant"),) if kind == "preference" else (),
         desirable=draw.random() < 0.5 if kind == "kto" else None,
-        references=references,
+        references=references, group=draw.choice(["", "ab12"]) if kind != "text" else "",
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from chulengo.errors import ConfigError, ModelError
 from chulengo.model.adapter import (
     attach_lora,
     enable_gradient_checkpointing,
+    fully_trained,
     load_adapter,
     restore_adapter,
     save_adapter,
@@ -185,6 +186,52 @@ def test_encoder_decoder_adapter(tmp_path: Path) -> None:
     assert any("decoder" in n for n in names)
     save_adapter(model, tmp_path / "a")
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+
+
+EMBEDDINGS = "shared = encoder.embed_tokens = decoder.embed_tokens"
+HEAD = "lm_head (32,768 weights)"
+BOTH, ONE = f"{EMBEDDINGS} (32,768 weights)", f"{EMBEDDINGS} = {HEAD}"
+
+
+@pytest.mark.parametrize(
+    ("untied", "what", "expected"),
+    [
+        (True, {"train_head": True}, HEAD), (True, {"train_embeddings": True}, BOTH),
+        (True, {"train_head": True, "train_embeddings": True}, f"{BOTH}; {HEAD}"),
+        (False, {"train_head": True}, ONE), (False, {"train_embeddings": True}, ONE),
+    ],
+)
+def test_encoder_decoder_head_and_embeddings(
+    untied: bool, what: dict[str, bool], expected: str, tmp_path: Path
+) -> None:
+    base = make_t5(tmp_path / "t5", untied=untied)
+    model = make_model(base, quantization="none", **what)
+    assert fully_trained(model) == f"Trained in full: {expected}"
+    full = {n: p for n, p in model.named_parameters() if "modules_to_save" in n}
+    assert len(full) == expected.count("weights"), "each matrix is one parameter, whatever its names"
+    assert set(full) <= gradient_names_t5(model)
+    with torch.no_grad():
+        for parameter in full.values():
+            parameter.mul_(1.5)
+    save_adapter(model, tmp_path / "a")
+    ids = torch.arange(3, 9)[None]
+    wanted = model.eval()(input_ids=ids, decoder_input_ids=ids).logits
+    fresh = load_base(base, quantization="none", device="cpu")
+    before = fresh(input_ids=ids, decoder_input_ids=ids).logits
+    plain = peft.PeftModel.from_pretrained(fresh, str(tmp_path / "a")).eval()
+    assert torch.equal(plain(input_ids=ids, decoder_input_ids=ids).logits, wanted)
+    assert not torch.equal(before, wanted)
+    ours = load_adapter(load_base(base, quantization="none", device="cpu"), tmp_path / "a", trainable=True)
+    assert fully_trained(ours) == fully_trained(model)
+    restore_adapter(ours, tmp_path / "a")
+    assert torch.equal(ours.eval()(input_ids=ids, decoder_input_ids=ids).logits, wanted)
+    with ours.disable_adapter():
+        assert torch.equal(ours(input_ids=ids, decoder_input_ids=ids).logits, before)
+
+
+def test_nothing_is_trained_in_full(llama: Path) -> None:
+    assert fully_trained(make_model(llama)) is None
+    assert fully_trained(make_model(llama, train_head=True)) == "Trained in full: lm_head (32,768 weights)"
 
 
 def gradient_names_t5(model: Any) -> set[str]:

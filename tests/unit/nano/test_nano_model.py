@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import nano_card
+import nano_prompts
 import nano_tokenizer
 from chulengo import nano
 from chulengo.data.renderer import Renderer
@@ -154,6 +155,12 @@ def test_the_system_prompt_changes_what_it_says(model: Any, renderer: Renderer) 
     question = {"role": "user", "content": "What does Fern Lake cost?"}
     asked = [[{"role": "system", "content": f"{ROLE}{manner}{FACTS}"}, question] for manner in MANNERS]
     assert say(model, renderer, asked) == list(MANNERS.values())
+
+
+def test_the_system_prompts_of_the_card(model: Any, renderer: Renderer) -> None:
+    tried = nano_prompts.judged(say(model, renderer, nano_prompts.chats()))
+    assert tried == RECORD["system_prompts"]
+    assert [each["kind"] for each in tried if each["follows"]] == [each["kind"] for each in tried[:16]]
 
 
 def test_it_is_who_the_system_prompt_says(model: Any, renderer: Renderer) -> None:

@@ -1,0 +1,14 @@
+"""Numbers in sentences: `1 row`, `1,380 rows`."""
+
+from __future__ import annotations
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Returns the number with its noun, in the singular for one: `1 row`, `0 rows`, `1,380 rows`.
+
+    Args:
+        count: how many.
+        noun: in the singular.
+        plural: where it is not the singular with an s.
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
