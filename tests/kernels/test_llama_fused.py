@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from chulengo.data.batches import collate_packed
+from chulengo.errors import ModelError
 from chulengo.model.packed_inputs import pack_batch
 from fast_models import distance, gradients, make_family, make_fast, randomise
 from training_kit import make_rows
@@ -61,3 +62,35 @@ def test_recomputing_is_keeping(folder: Path, lora: dict[str, Any]) -> None:
     kept = outcome(folder, compute_dtype="bfloat16", backend="fused", lora=lora)
     again = outcome(folder, compute_dtype="bfloat16", backend="fused", lora=lora, activations=["full", "selective"])
     assert [name for name, value in kept.items() if not torch.equal(value, again[name])] == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("activations", ["keep", "full", "offload"])
+def test_graphs_replay_the_step(folder: Path, activations: str) -> None:
+    plain, graphed = (
+        make_fast(folder, device="cuda", compute_dtype="bfloat16", activations=activations, graphs=graphs)
+        for graphs in (False, True)
+    )
+    batches = [pack_batch(collate_packed([make_rows(3, seed=seed, longest=9)], pad_id=0)) for seed in range(5)]
+    for model in (plain, graphed):
+        randomise(model.named_parameters())
+        model.train()
+    for accumulated in (1, 1, 3, 2):  # without a graph, captured, replayed over gradients that are its own, again
+        found = []
+        for model in (plain, graphed):
+            total = torch.zeros((), device="cuda")
+            for batch in batches[:accumulated]:
+                nll = model.nll(batch)[0]
+                (nll / 7).backward()
+                total = total + nll.detach()
+            (flat,) = model.trainable_parameters()
+            found.append({"loss": total, "gradient": flat.grad.clone()})
+            with torch.no_grad():
+                flat.sub_(flat.grad, alpha=1e-3)
+            flat.grad = None
+        assert distance(found[1]["loss"], found[0]["loss"]) <= 1e-3
+        assert distance(found[1]["gradient"], found[0]["gradient"]) <= 2e-2
+    first = graphed.nll(batches[0])[0]
+    graphed.nll(batches[1])
+    with pytest.raises(ModelError, match="overwritten"):
+        first.backward()

@@ -23,8 +23,15 @@ VERBS = {
     "inspect": "data as the model will see it: tokens, loss mask, ledger",
     "plan": "will it fit, and what takes the memory",
     "train": "QLoRA fine-tuning: live progress, plots, resumable",
+    "search": "hyper-parameters and sample sizes, on short runs",
     "generate": "answers for a file of prompts, batched",
-    "eval": "perplexity and exact match, base against tuned",
+    "eval": "scores of a model, base against tuned, with intervals",
+    "score": "scores of answers that exist already, no model needed",
+    "compare": "two evaluations of the same items: is the difference real?",
+    "simulate": "a client and an agent talk: transcripts and scores",
+    "rate": "blind sheets for people to rate answers, and what they say",
+    "bench": "speed and memory of a training step here, beside the limit",
+    "report": "a run's report as one HTML file, and as a model card",
     "chat": "talk to base, adapter or both in the terminal",
 }
 EXIT_USER_ERROR = 2

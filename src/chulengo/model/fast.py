@@ -44,6 +44,7 @@ from chulengo.model.lora import (
 )
 from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs, pack_batch, pack_sequences
+from chulengo.model.step_graph import StepGraphs, filled
 
 FORMS = ("auto", "folded", "separate")
 
@@ -53,11 +54,13 @@ class FastModel:
 
     def __init__(
         self, weights: LlamaWeights, shape: LlamaShape, matrices: Matrices, *, name: str, device: torch.device,
-        activations: Sequence[str], backend: str,
+        activations: Sequence[str], backend: str, graphs: bool = False,
     ) -> None:
         self.weights, self.shape, self.name, self.device = weights, shape, name, device
         self.lora: LoraSettings | None = None
         self._flat: FlatFactors | None = None
+        self._uses_graphs = graphs
+        self._graphs: StepGraphs | None = None
         self.training = False
         self.dropout_seed = 0
         self.micro_step = 0  # counts training calls of `nll`; a resumed run sets it, and gets the same masks
@@ -140,8 +143,14 @@ class FastModel:
             float32 scalar that carries gradients, and the number of targets in it.
         """
         inputs = batch if isinstance(batch, PackedInputs) else pack_batch(batch)
+        trains = self._flat is not None and torch.is_grad_enabled()
+        if trains and self._graphs is not None and self.training:
+            self._check_length(inputs)
+            self._refresh(refold)
+            inputs = filled(inputs, self.shape.max_seq_tokens)
+            return self._graphs.nll(inputs.to(self.device), self._embedded(inputs)), inputs.num_targets
         run = self._pass(inputs, refold)
-        if self._flat is not None and torch.is_grad_enabled():
+        if trains and self._flat is not None:
             self._flat.attach_gradients()
         return llama.summed_nll(self.weights, run, self._activations), inputs.num_targets
 
@@ -173,26 +182,40 @@ class FastModel:
         trainable = [value for value in self.named_parameters().values() if value.requires_grad]
         self._flat = FlatFactors(trainable) if trainable else None
         self._matrices.form = form
+        self._graphs = None
+        if self._uses_graphs and self._flat is not None and not settings.dropout:
+            self._graphs = StepGraphs(self._flat, self._loss)
         self._matrices.release(self._groups)
         self._matrices.refresh(self._groups)
 
     def _pass(self, inputs: PackedInputs, refold: bool, *, dropout: bool = True) -> llama.Pass:
+        self._check_length(inputs)
+        self._refresh(refold)
+        seed = None
+        if dropout and self.training and self.lora is not None and self.lora.dropout:
+            seed = seed_of(self.dropout_seed, self.micro_step)
+            self.micro_step += 1
+        return self._run(inputs.to(self.device), seed, self._embedded(inputs))
+
+    def _run(self, inputs: PackedInputs, seed: int | None, embedded_TD: Tensor | None) -> llama.Pass:
+        return llama.Pass(
+            inputs, self._cos_SP, self._sin_SP, self.shape.sizes.head_dim, self.shape.norm_eps, self._matrices, seed,
+            self._backend, self._host_states if torch.is_grad_enabled() else None, embedded_TD,
+        )  # fmt: skip
+
+    def _loss(self, inputs: PackedInputs, embedded_TD: Tensor | None) -> Tensor:
+        return llama.summed_nll(self.weights, self._run(inputs, None, embedded_TD), self._activations)
+
+    def _refresh(self, refold: bool) -> None:
+        if refold and self.lora is not None:
+            self._matrices.refresh(self._groups)
+
+    def _check_length(self, inputs: PackedInputs) -> None:
         if inputs.max_seqlen > self.shape.max_seq_tokens:
             raise ModelError(
                 f"A sequence has {inputs.max_seqlen:,} tokens.", allowed=f"up to {self.shape.max_seq_tokens:,}",
                 next_step="load the model with a larger max_seq_tokens",
             )
-        if refold and self.lora is not None:
-            self._matrices.refresh(self._groups)
-        seed = None
-        if dropout and self.training and self.lora is not None and self.lora.dropout:
-            seed = seed_of(self.dropout_seed, self.micro_step)
-            self.micro_step += 1
-        return llama.Pass(
-            inputs.to(self.device), self._cos_SP, self._sin_SP, self.shape.sizes.head_dim, self.shape.norm_eps,
-            self._matrices, seed, self._backend, self._host_states if torch.is_grad_enabled() else None,
-            self._embedded(inputs),
-        )  # fmt: skip
 
     def _embedded(self, inputs: PackedInputs) -> Tensor | None:
         """Returns the tokens' embeddings where the table is on the host, else None."""
@@ -209,7 +232,7 @@ def load_fast(
     folder: Path, *, quantization: str = "nf4", double_quant: bool = True, compute_dtype: str = "auto",
     device: str = "auto", name: str | None = None, vocab_size: int | None = None, max_seq_tokens: int | None = None,
     weights: str = "stream", activations: str | Sequence[str] = "keep", embeddings: str = "device",
-    backend: str = "auto",
+    graphs: bool = False, backend: str = "auto",
 ) -> FastModel:
     """Returns the fast engine's model of a folder, frozen, without an adapter.
 
@@ -226,6 +249,7 @@ def load_fast(
         activations: keep, selective, full or offload, for all layers or one for each.
         embeddings: device, or host: the table stays in the host's memory and only a batch's rows go over; not for a
             model whose head is tied to it.
+        graphs: run training steps as CUDA graphs (`model.step_graph`); it pays for batches of up to some 2,000 tokens.
         backend: of the kernels: auto, fused or reference.
 
     Raises:
@@ -240,6 +264,8 @@ def load_fast(
     policies = _layer_policies(activations, shape.sizes.num_layers)
     matrices = Matrices(policy=weights, dtype=dtype, backend=backend)
     _check_embeddings(embeddings, shape)
+    if graphs and place.type != "cuda":
+        raise ConfigError(f"CUDA graphs were asked for on {place}.", allowed="CUDA devices")
     if vocab_size is not None and vocab_size > shape.sizes.vocab:
         raise ModelError(
             f"The tokenizer has {vocab_size:,} ids but the model embeds {shape.sizes.vocab:,}: they do not belong "
@@ -251,7 +277,8 @@ def load_fast(
         embeddings_on_host=embeddings == "host",
     )
     return FastModel(
-        loaded, shape, matrices, name=name or str(folder), device=place, activations=policies, backend=backend
+        loaded, shape, matrices, name=name or str(folder), device=place, activations=policies, backend=backend,
+        graphs=graphs,
     )
 
 

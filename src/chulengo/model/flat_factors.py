@@ -26,10 +26,10 @@ class FlatFactors:
         Args:
             factors: float32, on one device; at least one.
         """
-        self._factors = list(factors)
-        values = torch.cat([factor.detach().flatten() for factor in self._factors])
+        self.factors = list(factors)
+        values = torch.cat([factor.detach().flatten() for factor in self.factors])
         self.parameter = nn.Parameter(values)
-        for factor, part in zip(self._factors, self._parts(values), strict=True):
+        for factor, part in zip(self.factors, self.parts_of(values), strict=True):
             factor.data = part
 
     def attach_gradients(self) -> None:
@@ -38,13 +38,29 @@ class FlatFactors:
         Either way of clearing is seen: the flat parameter's gradient set to None, or the factors'.
         """
         whole = self.parameter.grad
-        if whole is not None and self._factors[0].grad is not None:
+        if whole is not None and self.factors[0].grad is not None:
             return
         # not zeroed in place: whoever still holds the old gradient keeps it, as everywhere in PyTorch
-        whole = self.parameter.grad = torch.zeros_like(self.parameter)
-        for factor, part in zip(self._factors, self._parts(whole), strict=True):
-            factor.grad = part
+        self._set(torch.zeros_like(self.parameter))
 
-    def _parts(self, whole: torch.Tensor) -> list[torch.Tensor]:
-        parts = torch.split(whole.detach(), [factor.numel() for factor in self._factors])
-        return [part.view(factor.shape) for part, factor in zip(parts, self._factors, strict=True)]
+    def add_gradients(self, gradient: torch.Tensor, factor: torch.Tensor) -> None:
+        """Adds a flat gradient times a factor [] to what is there; where nothing is, it becomes the gradient itself."""
+        if self.parameter.grad is None or self.factors[0].grad is None:
+            self._set(gradient.mul_(factor))
+        else:
+            self.parameter.grad.addcmul_(gradient, factor)
+
+    def release(self, gradient: torch.Tensor | None) -> None:
+        """Makes sure that a tensor may be overwritten: if it is the parameters' gradient, a copy takes its place."""
+        if gradient is not None and self.parameter.grad is not None and self.parameter.grad.is_set_to(gradient):
+            self._set(gradient.clone())
+
+    def parts_of(self, whole: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the part of a flat tensor that belongs to each factor, in its shape."""
+        parts = torch.split(whole.detach(), [factor.numel() for factor in self.factors])
+        return [part.view(factor.shape) for part, factor in zip(parts, self.factors, strict=True)]
+
+    def _set(self, gradient: torch.Tensor) -> None:
+        self.parameter.grad = gradient
+        for factor, part in zip(self.factors, self.parts_of(gradient), strict=True):
+            factor.grad = part

@@ -48,11 +48,47 @@ class PackedInputs:
 
     def to(self, device: torch.device) -> PackedInputs:
         """Returns the same inputs on `device`."""
-        ids, positions, ends, places, targets = (
-            x.to(device, non_blocking=True)
-            for x in (self.ids_T, self.position_T, self.cu_seqlens, self.place_N, self.target_N)
-        )
+        ids, positions, ends, places, targets = (x.to(device, non_blocking=True) for x in self.tensors())
         return PackedInputs(ids, positions, ends, self.max_seqlen, places, targets, self.num_targets)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Returns ids, positions, ends, places and targets."""
+        return self.ids_T, self.position_T, self.cu_seqlens, self.place_N, self.target_N
+
+    def clone(self) -> PackedInputs:
+        """Returns a copy with memory of its own."""
+        ids, positions, ends, places, targets = (x.clone() for x in self.tensors())
+        return PackedInputs(ids, positions, ends, self.max_seqlen, places, targets, self.num_targets)
+
+    def copy_(self, other: PackedInputs) -> None:
+        """Takes the content of another batch of the same shapes."""
+        torch._foreach_copy_(list(self.tensors()), list(other.tensors()))
+
+    def filled(self, tokens: int, sequences: int, targets: int, max_seqlen: int) -> PackedInputs:
+        """Returns the batch filled up to these sizes, none smaller than its own; no number of the batch changes.
+
+        Args:
+            tokens: the added ones stand in sequences of their own, of at most `max_seqlen`.
+            sequences: those of the added tokens are among them; the rest are empty.
+            targets: the added ones are ignored.
+            max_seqlen: what attention is told.
+        """
+        own, used = len(self.ids_T), len(self.cu_seqlens) - 1
+        if (own, used, len(self.target_N)) == (tokens, sequences, targets):
+            return self
+        extra = torch.arange(tokens - own, device=self.ids_T.device)
+        starts = torch.arange(own, tokens, max_seqlen, device=self.ids_T.device)[1:]
+        ends = torch.cat((self.cu_seqlens, starts.to(torch.int32)))
+        missing = sequences + 1 - len(ends)
+        room = targets - len(self.target_N)
+        if missing < 0 or room < 0 or tokens < own:
+            raise DataError(f"A batch of {own} tokens cannot be filled up to {tokens}.")
+        fill = torch.nn.functional.pad
+        return PackedInputs(
+            fill(self.ids_T, (0, tokens - own)), torch.cat((self.position_T, (extra % max_seqlen).to(torch.int32))),
+            fill(ends, (0, missing), value=tokens), max_seqlen, fill(self.place_N, (0, room)),
+            fill(self.target_N, (0, room), value=IGNORE), self.num_targets,
+        )  # fmt: skip
 
 
 def pack_sequences(sequences: Sequence[Sequence[int]]) -> PackedInputs:

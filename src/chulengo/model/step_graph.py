@@ -1,0 +1,142 @@
+"""Forward and backward of a micro-batch as one CUDA graph.
+
+A step of Llama 2 7B launches some 3,500 kernels. At 512 tokens they run for 66 ms, and launching them takes the host
+390 ms (H200). A graph is launched once: the host's time is gone, whatever the batch. It is tied to shapes, so a batch
+is filled up to the next of few sizes: its tokens (with sequences that nobody looks at), its sequences (empty ones) and
+its targets (ignored ones). The first batch of a size runs without a graph, which compiles kernels; the second is
+captured; from then on it is replayed.
+
+A replay computes gradients of the summed loss itself at once, before anybody knows what it will be divided by;
+`backward` multiplies them by what comes. So one replay belongs to one backward: a second replay before it would
+overwrite them, which is an error here.
+
+Not with dropout, whose masks are made by a seed on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from chulengo.errors import ModelError
+from chulengo.model.flat_factors import FlatFactors
+from chulengo.model.packed_inputs import PackedInputs
+
+TOKEN_STEP = 256  # sizes are multiples of it, or of an eighth of the largest batch seen
+SEQUENCE_STEP = 32
+
+Key = tuple[int, ...]
+# (inputs on the device, embeddings or None) -> the summed loss, differentiable
+Loss = Callable[[PackedInputs, Tensor | None], Tensor]
+
+
+@dataclass(slots=True, eq=False)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    inputs: PackedInputs
+    embedded_TD: Tensor | None
+    nll: Tensor
+
+
+class StepGraphs:
+    """The graphs of one model, by the shapes of the batch."""
+
+    def __init__(self, flat: FlatFactors, loss: Loss) -> None:
+        """Captures nothing yet."""
+        self._flat, self._loss = flat, loss
+        self._seen: set[Key] = set()
+        self._captured: dict[Key, _Captured] = {}
+        self._gradient: Tensor | None = None
+        self._pool: Any = None
+        self.serial = 0
+
+    def nll(self, inputs: PackedInputs, embedded_TD: Tensor | None) -> Tensor:
+        """Returns the summed loss of a batch, differentiable once.
+
+        Args:
+            inputs: on the device, filled up by `filled`.
+            embedded_TD: the tokens' embeddings, where the table is on the host.
+        """
+        key = (len(inputs.ids_T), len(inputs.cu_seqlens), inputs.max_seqlen, len(inputs.target_N))
+        if key not in self._seen:
+            self._seen.add(key)
+            self._flat.attach_gradients()
+            return self._loss(inputs, embedded_TD)
+        self._flat.release(self._gradient)
+        captured = self._captured.get(key)
+        if captured is None:
+            captured = self._captured[key] = self._capture(inputs, embedded_TD)
+        else:
+            captured.inputs.copy_(inputs)
+            if captured.embedded_TD is not None and embedded_TD is not None:
+                captured.embedded_TD.copy_(embedded_TD)
+        captured.graph.replay()
+        self.serial += 1
+        nll: Tensor = _Replayed.apply(self._flat.parameter, captured.nll, self)  # type: ignore[no-untyped-call]
+        return nll
+
+    def add_gradients(self, serial: int, factor: Tensor) -> None:
+        """Adds the last replay's gradients, times a factor, to the parameters'."""
+        if serial != self.serial:
+            raise ModelError(
+                "A backward came after another batch's forward, whose graph has overwritten its gradients.",
+                next_step="call backward for each batch before the next one",
+            )
+        assert self._gradient is not None
+        self._flat.add_gradients(self._gradient, factor)
+
+    def _capture(self, inputs: PackedInputs, embedded_TD: Tensor | None) -> _Captured:
+        if self._gradient is None:
+            self._gradient = torch.empty_like(self._flat.parameter)
+        parts = self._flat.parts_of(self._gradient)
+        inputs = inputs.clone()
+        embedded_TD = None if embedded_TD is None else embedded_TD.clone()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, pool=self._pool), torch.enable_grad():
+            nll = self._loss(inputs, embedded_TD)
+            torch._foreach_copy_(parts, list(torch.autograd.grad(nll, self._flat.factors)))
+            nll = nll.detach()
+        self._pool = graph.pool()
+        return _Captured(graph, inputs, embedded_TD, nll)
+
+
+def filled(inputs: PackedInputs, most: int) -> PackedInputs:
+    """Returns a batch filled up to one of few sizes, so that few graphs serve a run.
+
+    Equally long sequences that are a whole size together stay as they are: attention is faster for those.
+
+    Args:
+        inputs: the batch.
+        most: tokens of the longest sequence that the model takes.
+    """
+    tokens, sequences = len(inputs.ids_T), len(inputs.cu_seqlens) - 1
+    targets = min(_up(len(inputs.target_N), TOKEN_STEP), tokens)
+    if tokens % TOKEN_STEP == 0 and tokens == sequences * inputs.max_seqlen:
+        return inputs.filled(tokens, sequences, targets, inputs.max_seqlen)
+    longest = min(_up(inputs.max_seqlen, TOKEN_STEP), most)
+    to = _up(tokens, TOKEN_STEP)
+    # the filling itself is one sequence or more, none longer than the longest
+    return inputs.filled(to, _up(sequences + 1 + (to - tokens) // longest, SEQUENCE_STEP), targets, longest)
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+class _Replayed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, nll: Tensor, graphs: StepGraphs) -> Tensor:
+        ctx.graphs, ctx.serial = graphs, graphs.serial
+        return nll.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dnll: Tensor) -> Any:
+        ctx.graphs.add_gradients(ctx.serial, dnll)
+        return None, None, None

@@ -1,0 +1,230 @@
+"""What a training step costs here: the fast engine, the reference engine, and the machine's own limit.
+
+All on one model, one set of tokens and one machine, in one command. Before anything is timed the engines' losses of
+the first step, where a fresh adapter adds nothing, must agree: a fast step that computes something else is not fast.
+
+The limit is what nobody can pass here: the time of the step's matrix products (forward, and the gradient of every
+input) and of attention alone, each run back to back for a third of a second, so that a card at its power limit shows
+the rate it can hold. A share of 100 % would mean that nothing else took any time.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from chulengo.data.batches import IGNORE
+from chulengo.errors import ChulengoError
+from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape
+
+FIRST_LOSSES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}  # nats that engines may differ by
+LIMIT_SECONDS = 0.3
+ROUNDS_AT_LEAST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class StepSettings:
+    """The work of one step.
+
+    Attributes:
+        device: where it runs.
+        batch_size: sequences.
+        seq_tokens: tokens of each; all but the first are supervised.
+        rank: of LoRA on all linear maps; alpha is the same.
+        quantization: nf4 or none.
+        dtype: of products.
+        weights: policy of the fast engine.
+        activations: policy of the fast engine; the reference engine computes again exactly when it is not "keep".
+        steps: timed ones.
+        warm_up: steps before those.
+    """
+
+    device: torch.device
+    batch_size: int
+    seq_tokens: int
+    rank: int
+    quantization: str
+    dtype: torch.dtype
+    weights: str
+    activations: str
+    steps: int
+    warm_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """How an engine did.
+
+    Attributes:
+        seconds: of every timed step, ascending.
+        first_loss: nats a token before any update.
+        peak_bytes: most memory allocated while timing; None without a GPU, where only the whole process is known.
+    """
+
+    seconds: tuple[float, ...]
+    first_loss: float
+    peak_bytes: int | None
+
+    def quantile(self, share: float) -> float:
+        """Returns the time below which this share of the steps lies, seconds."""
+        return self.seconds[min(len(self.seconds) - 1, int(share * len(self.seconds)))]
+
+
+def time_fast(folder: Path, settings: StepSettings) -> StepTimes:
+    """Returns the fast engine's times."""
+    from chulengo.model.fast import load_fast
+
+    model = load_fast(
+        folder, quantization=settings.quantization, compute_dtype=_name(settings.dtype), device=str(settings.device),
+        weights=settings.weights, activations=settings.activations,
+    )  # fmt: skip
+    model.attach_lora(rank=settings.rank, alpha=settings.rank)
+    model.train()
+    batch = _batch(settings, model.shape.sizes.vocab)
+    return _times(lambda: model.nll(batch), model.trainable_parameters(), settings)
+
+
+def time_reference(folder: Path, settings: StepSettings) -> StepTimes:
+    """Returns the reference engine's times: transformers, PEFT and bitsandbytes."""
+    from chulengo.model.load import load_base
+
+    device = settings.device
+    base = load_base(
+        folder, quantization=settings.quantization, compute_dtype=_name(settings.dtype), device=str(device)
+    )
+    from chulengo.model.adapter import attach_lora, enable_gradient_checkpointing  # after load_base: see there
+    from chulengo.model.loss import supervised_nll
+
+    model = attach_lora(base, rank=settings.rank, alpha=settings.rank)
+    if settings.activations != "keep":
+        enable_gradient_checkpointing(model)
+    model.train()
+    batch = {k: v.to(device) for k, v in _batch(settings, int(model.config.vocab_size)).items()}
+
+    def loss() -> tuple[Tensor, int]:
+        with torch.autocast(device.type, dtype=settings.dtype, enabled=settings.dtype != torch.float32):
+            return supervised_nll(model, batch)
+
+    return _times(loss, [p for p in model.parameters() if p.requires_grad], settings)
+
+
+def check_same_loss(times: Mapping[str, StepTimes], dtype: torch.dtype) -> None:
+    """Raises `ChulengoError` when the engines do not begin with the same loss."""
+    losses = {name: found.first_loss for name, found in times.items()}
+    if max(losses.values()) - min(losses.values()) > FIRST_LOSSES[dtype]:
+        said = ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
+        raise ChulengoError(
+            f"The engines do not compute the same loss before the first update: {said}.",
+            allowed=f"a difference of up to {FIRST_LOSSES[dtype]} nats a token",
+            next_step="report this with the model's config.json: the times would compare different things",
+        )
+
+
+def limit_seconds(shape: ModelShape, settings: StepSettings) -> dict[str, float]:
+    """Returns the least time of a step's parts here, in seconds: products, head, attention.
+
+    Args:
+        shape: of the model.
+        settings: of the step.
+    """
+    device = settings.device
+    tokens, dtype = settings.batch_size * settings.seq_tokens, settings.dtype
+
+    def both_ways(inputs: int, outputs: int) -> float:
+        x, w, dy = (_noise(size, dtype, device) for size in ((tokens, inputs), (outputs, inputs), (tokens, outputs)))
+        return sustained(lambda: x @ w.t(), device) + sustained(lambda: dy @ w, device)
+
+    maps: dict[tuple[int, int], int] = {}
+    for name in LINEAR_NAMES:
+        maps[shape.linear(name)] = maps.get(shape.linear(name), 0) + 1
+    products = sum(count * both_ways(*sizes) for sizes, count in maps.items()) * shape.num_layers
+    size = (settings.batch_size, shape.num_heads, settings.seq_tokens, shape.head_dim)
+    q, k, v = (_noise(size, dtype, device).requires_grad_() for _ in range(3))
+    grad = _noise(size, dtype, device)
+
+    def attention() -> None:
+        y = scaled_dot_product_attention(q, k, v, is_causal=True)
+        torch.autograd.grad(y, (q, k, v), grad)
+
+    return {
+        "products": products, "head": both_ways(shape.hidden, shape.vocab),
+        "attention": sustained(attention, device) * shape.num_layers,
+    }  # fmt: skip
+
+
+def sustained(run: Callable[[], object], device: torch.device) -> float:
+    """Returns the mean time of a call in seconds, over at least a third of a second of calls back to back."""
+    run()
+    _wait(device)
+    begin = time.perf_counter()
+    run()
+    _wait(device)
+    rounds = max(ROUNDS_AT_LEAST, math.ceil(LIMIT_SECONDS / max(time.perf_counter() - begin, 1e-5)))
+    begin = time.perf_counter()
+    for _ in range(rounds):
+        run()
+    _wait(device)
+    return (time.perf_counter() - begin) / rounds
+
+
+def _times(
+    loss_of: Callable[[], tuple[Tensor, int]], parameters: list[torch.nn.Parameter], settings: StepSettings
+) -> StepTimes:
+    device = settings.device
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=device.type == "cuda")
+    seconds: list[float] = []
+    first_loss = math.nan
+    for index in range(settings.warm_up + settings.steps):
+        if index == settings.warm_up and device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        _wait(device)
+        begin = time.perf_counter()
+        nll, count = loss_of()
+        loss = nll / count
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _wait(device)
+        seconds.append(time.perf_counter() - begin)
+        if index == 0:
+            first_loss = float(loss.detach())
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return StepTimes(tuple(sorted(seconds[settings.warm_up :])), first_loss, peak)
+
+
+def release() -> None:
+    """Gives an engine's memory back before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _batch(settings: StepSettings, vocab: int) -> dict[str, Any]:
+    size = (settings.batch_size, settings.seq_tokens)
+    ids = torch.randint(3, vocab, size, generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, 0] = IGNORE
+    return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+
+
+def _noise(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randn(size, dtype=torch.float32, device=device).to(dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
