@@ -10,6 +10,7 @@ import torch
 
 from chulengo.data.renderer import RenderedRow
 from chulengo.model.adapter import attach_lora
+from chulengo.model.fast import load_fast
 from chulengo.model.load import load_base
 from chulengo.train.trainer import TrainOutcome, run_training
 
@@ -39,8 +40,9 @@ def make_llama(folder: Path, *, tied: bool = False, **changes: Any) -> Path:
     return folder
 
 
-def make_t5(folder: Path) -> Path:
-    """Writes a random T5 and returns its folder."""
+def make_t5(folder: Path, *, untied: bool = False) -> Path:
+    """Writes a random T5 and returns its folder; `untied`: with a head of its own, as Flan-T5 has it."""
+    from safetensors.torch import load_file, save_file
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
@@ -49,6 +51,10 @@ def make_t5(folder: Path) -> Path:
         feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0,
     )
     T5ForConditionalGeneration(config).save_pretrained(folder)
+    if untied:
+        tensors = load_file(folder / "model.safetensors")
+        tensors["lm_head.weight"] = 0.1 * torch.randn(VOCAB, 64)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -69,10 +75,19 @@ def make_rows(count: int, *, seed: int = 0, longest: int = 40, encoder: bool = F
     return rows
 
 
-def make_model(folder: Path, *, quantization: str = "nf4", **lora: Any) -> Any:
-    """Returns the folder's model with an adapter."""
-    base = load_base(folder, quantization=quantization, device="cpu")
-    return attach_lora(base, **{"rank": 4, "alpha": 8.0, "seed": 1, **lora})
+def make_model(
+    folder: Path, *, engine: str = "reference", quantization: str = "nf4", compute_dtype: str = "auto", **lora: Any
+) -> Any:
+    """Returns the folder's model of an engine with an adapter."""
+    settings = {"rank": 4, "alpha": 8.0, "seed": 1, **lora}
+    if engine == "fast":
+        model = load_fast(
+            folder, quantization=quantization, compute_dtype=compute_dtype, device="cpu", weights="resident"
+        )
+        model.attach_lora(**settings)
+        return model
+    base = load_base(folder, quantization=quantization, compute_dtype=compute_dtype, device="cpu")
+    return attach_lora(base, **settings)
 
 
 def train(
@@ -87,7 +102,7 @@ def train(
 
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
     """Returns copies of all trainable tensors."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p.detach().clone() for name, p in dict(model.named_parameters()).items() if p.requires_grad}
 
 
 def assert_equal_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:

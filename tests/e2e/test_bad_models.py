@@ -77,6 +77,8 @@ def test_broken_files(model: Path, capsys: Capture) -> None:
 def test_weights_of_another_shape(model: Path, capsys: Capture) -> None:
     change_config(model, hidden_size=128)
     said = refused(capsys, *train(model), unmade=Path("out"))
+    assert "model.embed_tokens.weight in llama is (300, 64); the config says (300, 128)." in said
+    said = refused(capsys, *train(model), "--engine", "reference", unmade=Path("out"))
     assert f"The weights of {model.resolve()} do not have the shapes that its config.json (llama) describes." in said
 
 

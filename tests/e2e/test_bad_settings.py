@@ -158,3 +158,18 @@ def test_no_room_when_training_starts(
     said = refused(capsys, *train, unmade=Path("out"))
     assert "This run does not fit: it needs" in said
     assert "a small GPU has 1 MiB free" in said
+
+
+def test_a_report_without_its_package_is_found_before_anything_is_read(train: list[str], capsys: Capture) -> None:
+    said = refused(capsys, *train, "--data", "missing.jsonl", "--set", "training.report_to=[trackio]",
+                   unmade=Path("out"))  # fmt: skip
+    assert "training.report_to needs trackio, which is not installed." in said
+    assert "pip install trackio" in said
+
+
+def test_an_engine_that_does_not_cover_the_run(train: list[str], capsys: Capture) -> None:
+    words = ["--engine", "fast", "--set", "lora.dora=true"]
+    for more in ([], ["--dry-run"]):
+        said = refused(capsys, *train, *words, *more, unmade=Path("out"))
+        assert "model.engine is fast, which does not cover this run. lora.dora is true" in said
+        assert "--set model.engine=reference" in said

@@ -168,6 +168,29 @@ def test_bad_predictions_and_tasks(tmp_path: Path, capsys: Capture) -> None:
     )
 
 
+def test_a_split_as_training_data(shared_data: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = shared_data / "pubmedqa"
+    if not folder.is_dir():
+        pytest.skip("no pubmedqa among the shared data")
+    everything = json.loads((folder / "ori_pqal.json").read_text(encoding="utf-8"))
+    official_test = json.loads((folder / "test_ground_truth.json").read_text(encoding="utf-8"))
+    file = tmp_path / "train.jsonl"
+    words = ("eval", "--task", "pubmedqa", "--split", "train", "--data", folder, "--write-chats", file)
+    _, said = done(capsys, *words)
+    assert "500 conversations" in said
+    rows = [json.loads(line)["messages"] for line in file.read_text(encoding="utf-8").splitlines()]
+    asked = {row[0]["content"] for row in rows}
+    assert all(question.endswith("Answer with one word: yes, no or maybe.") for question in asked)
+    assert {row[1]["content"] for row in rows} == {"yes", "no", "maybe"}
+    # none of the official test questions is among them, all of the others are
+    for key, entry in everything.items():
+        found = any(f"Question: {entry['QUESTION']}\n" in question for question in asked)
+        assert found == (key not in official_test), key
+    assert "is there already" in refused(capsys, *words)
+    refused(capsys, "eval", "--task", "mt-bench", "--data", shared_data / "mt_bench", "--write-chats",
+            tmp_path / "none.jsonl", unmade=tmp_path / "none.jsonl")
+
+
 def test_the_list_of_tasks(capsys: Capture) -> None:
     out, _ = done(capsys, "score", "--task", "list")
     assert "pubmedqa" in out

@@ -27,8 +27,10 @@ ROWS = make_rows(35)  # 4 full steps of 8 and one of 3
 RUN: dict[str, Any] = {"epochs": 2.0, "learning_rate": 1e-3, "warmup_steps": 1, "max_grad_norm": 1.0}
 
 
-def run(llama: Path, out: Path, batch_size: int, accumulation: int, **changes: Any) -> tuple[list[float], Any]:
-    model = make_model(llama)
+def run(
+    llama: Path, out: Path, batch_size: int, accumulation: int, *, engine: str = "reference", **changes: Any
+) -> tuple[list[float], Any]:
+    model = make_model(llama, engine=engine)
     _, rows = train(
         model, out, ROWS, batch_size=batch_size, gradient_accumulation=accumulation, **{**RUN, **changes}
     )
@@ -41,11 +43,14 @@ def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
         assert error < 1e-3, (name, error)
 
 
+@pytest.mark.parametrize("engine", ["reference", "fast"])
 @pytest.mark.parametrize("batching", ["padded", "group_by_length", "packed"])
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 8), (2, 4), (4, 2)])
-def test_accumulation(llama: Path, tmp_path: Path, batching: str, batch_size: int, accumulation: int) -> None:
-    whole, expected = run(llama, tmp_path / "8x1", 8, 1, batching=batching)
-    split, tensors = run(llama, tmp_path / "split", batch_size, accumulation, batching=batching)
+def test_accumulation(
+    llama: Path, tmp_path: Path, batching: str, batch_size: int, accumulation: int, engine: str
+) -> None:
+    whole, expected = run(llama, tmp_path / "8x1", 8, 1, batching=batching, engine=engine)
+    split, tensors = run(llama, tmp_path / "split", batch_size, accumulation, batching=batching, engine=engine)
     assert split == pytest.approx(whole, abs=2e-5)
     assert_close(expected, tensors)
 
@@ -95,7 +100,7 @@ from pathlib import Path
 from training_kit import make_model, make_rows, train, trained_tensors
 import torch
 llama, out, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-model = make_model(llama)
+model = make_model(llama, engine=settings.pop("engine"))
 outcome, rows = train(model, out, make_rows(35), make_rows(7, seed=1), **settings)
 import os
 if os.environ["RANK"] == "0":
@@ -109,17 +114,18 @@ if torch.distributed.is_initialized():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["reference", "fast"])
 @pytest.mark.parametrize("batching", ["group_by_length", "packed"])
-def test_two_ranks(llama: Path, tmp_path: Path, batching: str) -> None:
+def test_two_ranks(llama: Path, tmp_path: Path, batching: str, engine: str) -> None:
     changes = {**RUN, "batching": batching}
-    model = make_model(llama)
+    model = make_model(llama, engine=engine)
     _, rows = train(
         model, tmp_path / "one", ROWS, make_rows(7, seed=1), batch_size=8, gradient_accumulation=1, **changes
     )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = json.dumps({**changes, "batch_size": 2, "gradient_accumulation": 2})
+    settings = json.dumps({**changes, "batch_size": 2, "gradient_accumulation": 2, "engine": engine})
     processes = []
     for rank in range(2):
         env = {

@@ -107,11 +107,11 @@ def _device(config: RunConfig, given: int | None) -> DeviceMemory:
 def _settings(
     config: RunConfig, model_config: dict[str, Any], device: DeviceMemory, facts: DataFacts | None
 ) -> TrainingMemory:
-    from chulengo.model.folder import context_tokens
+    from chulengo.model.folder import usual_tokens
     from chulengo.model.plan import training_memory
     from chulengo.train.finetune import plan_settings
 
-    limit = config.training.max_seq_tokens or context_tokens(model_config)
+    limit = config.training.max_seq_tokens or usual_tokens(model_config)
     if limit is None and facts is None:
         raise ConfigError(
             "The model's config does not say how long its sequences may be.",

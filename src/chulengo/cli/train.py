@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from chulengo.cli.arguments import add_run_arguments, config_from
 from chulengo.config import RunConfig, load_config
+from chulengo.data.wording import counted
 from chulengo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's options."""
     add_run_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="the run folder (default: runs/<model>-<data>-<n>)")
+    parser.add_argument(
+        "--engine", choices=("auto", "fast", "reference"), help="what trains: --set model.engine, in short"
+    )
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, to the bit")
     parser.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, then stop")
     parser.add_argument("--help-config", action="store_true", help="list every setting, its default and meaning")
@@ -40,19 +44,28 @@ def run(arguments: argparse.Namespace) -> int:
         print(as_text())
         return 0
     config = _config(arguments)
-    from chulengo.train.finetune import check_out, prepare_inputs
+    from chulengo.train.finetune import check_out, engine_for, prepare_inputs
     from chulengo.train.inputs import check_rows
+    from chulengo.train.ranks import own_ranks
+    from chulengo.train.reports import check_reports
 
-    if arguments.resume is None:
+    first = own_ranks().first  # of several processes one speaks, and makes the folder
+    check_reports(config.training.report_to)
+    if arguments.resume is None and first:
         check_out(config)
     inputs = prepare_inputs(config)
-    print_data(inputs)
+    if first:
+        print_data(inputs)
     check_rows(inputs)
     if arguments.dry_run:
-        print("Dry run: the data and the configuration are fine; nothing was trained.")
+        choice = engine_for(config, inputs)
+        why = f" ({choice.reason})" if choice.reason else ""
+        print(f"Dry run: the data and the configuration are fine for the {choice.engine} engine{why}; "
+              "nothing was trained.")
         return 0
     result = train(config, inputs, resume=arguments.resume is not None)
-    print_result(result)
+    if first:
+        print_result(result)
     return 0
 
 
@@ -99,7 +112,7 @@ def print_result(result: RunResult) -> None:
         print(f"Validation perplexity: {base:.4g} before, {tuned:.4g} after")
     kept = f", weights of step {outcome.kept_step} kept" if outcome.kept_step != outcome.steps else ""
     early = ", stopped early" if outcome.stopped_early else ""
-    print(f"{outcome.steps} steps in {outcome.seconds:.0f} s{early}{kept}.")
+    print(f"{counted(outcome.steps, 'step')} in {outcome.seconds:.0f} s{early}{kept}.")
     folder = shlex.quote(str(result.paths.root))
     print(f"Adapter: {result.paths.adapter}   Loss plot: {result.paths.plots / 'loss.png'}")
     print(f"Next: chulengo chat --adapter {folder}   or: chulengo eval --adapter {folder} --data D --exact-match")
@@ -107,8 +120,10 @@ def print_result(result: RunResult) -> None:
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
     if arguments.resume is None:
+        if arguments.engine:
+            arguments.overrides = [f"model.engine={arguments.engine}", *arguments.overrides]
         return config_from(arguments)
-    told = [f"--{name}" for name in ("model", "data", "config", "out") if getattr(arguments, name)]
+    told = [f"--{name}" for name in ("model", "data", "config", "out", "engine") if getattr(arguments, name)]
     told += ["--set"] if arguments.overrides else []
     if told:
         raise ConfigError(

@@ -100,6 +100,13 @@ def contradictions(config: RunConfig, said: set[str]) -> list[str]:
          "training.precision fp16 and model.compute_dtype bfloat16 ask for different 16-bit types"),
         (training.precision == "bf16" and model.compute_dtype == "float16",
          "training.precision bf16 and model.compute_dtype float16 ask for different 16-bit types"),
+        (training.gradient_checkpointing and model.activations_policy in ("keep", "selective"),
+         f"training.gradient_checkpointing recomputes all activations, but model.activations_policy is "
+         f"{model.activations_policy}; give one"),
+        (model.engine == "reference" and {"model.weights_policy", "model.activations_policy"} & said != set()
+         and (model.weights_policy, model.activations_policy) != ("auto", "auto"),
+         "model.weights_policy and model.activations_policy are the fast engine's, but model.engine is reference; "
+         "to recompute there: training.gradient_checkpointing"),
         (bool(config.prompt.train_roles) is False and config.prompt.train_on != "everything",
          "prompt.train_roles is empty, so no token would carry loss"),
     ]

@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Engine = Literal["reference"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+Engine = Literal["auto", "fast", "reference"]
+WeightsPolicy = Literal["auto", "stream", "resident"]
+ActivationsPolicy = Literal["auto", "keep", "selective", "full", "offload"]
 Quantization = Literal["nf4", "fp4", "int8", "none"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 OverlongPolicy = Literal["error", "drop", "drop_turns", "cut", "split"]
@@ -25,13 +29,15 @@ class ModelConfig:
 
     name: str = "nano"  # "nano" (embedded), a folder with config.json and safetensors, or a Hub name
     revision: str | None = None  # Hub revision (branch, tag or commit)
-    engine: Engine = "reference"  # transformers + peft + bitsandbytes
+    engine: Engine = "auto"  # fast: our own; reference: transformers + peft + bitsandbytes; auto: fast where it applies
     quantization: Quantization = "nf4"  # how the frozen weights are held
     double_quant: bool = True  # quantise the NF4/FP4 block scales too
     compute_dtype: DtypeName = "auto"  # dtype of products; auto: bfloat16 on a GPU that has it, float32 on a CPU
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     cpu_threads: int | None = None  # threads of products on a CPU; None: PyTorch's choice
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"  # transformers' attention implementation
+    attention: Attention = "sdpa"  # transformers' attention implementation; the fast engine has its own
+    weights_policy: WeightsPolicy = "auto"  # fast engine: matrices written at each use, or kept (auto: where they fit)
+    activations_policy: ActivationsPolicy = "auto"  # fast engine: what the backward pass finds (auto: all that fits)
     offline: bool = False  # True (or HF_HUB_OFFLINE=1): a Hub name that is not in the local cache is an error
 
 
@@ -100,8 +106,8 @@ class TrainingConfig:
     adam_beta2: float = 0.999  # decay of the second moment
     adam_epsilon: float = 1e-8  # added to the denominator
     max_grad_norm: float = 1.0  # 0: no clipping
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # autocast; auto: bf16 on GPU, none on CPU
-    gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
+    precision: Precision = "auto"  # autocast (fast engine: of everything); auto: bf16 on GPU, none on CPU
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass; fast engine: activations full
     log_every_steps: int = 1  # optimiser steps between metric rows
     eval_every_steps: int | None = None  # None: once an epoch
     save_every_steps: int | None = None  # None: once an epoch

@@ -12,7 +12,6 @@ and their optimiser states are some 100 MB for a 7B model.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -23,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from chulengo.errors import TrainingError
+from chulengo.train.whole_files import FULL, STAGING, open_to_readers, sync_folder
 
 COMPLETE = "complete.json"
-STAGING = ".staging-"
 NAME = re.compile(r"checkpoint-(\d+)")
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_checkpoint(
@@ -55,10 +53,11 @@ def write_checkpoint(
         staging.mkdir()
         write(staging)
         _seal(staging, step)
+        open_to_readers(staging)
         if target.exists():
             shutil.rmtree(target)
         staging.replace(target)
-        _sync_folder(folder)
+        sync_folder(folder)
     except Exception as error:
         shutil.rmtree(staging, ignore_errors=True)
         problem = _write_problem(error, folder, target)
@@ -134,8 +133,8 @@ def _seal(staging: Path, step: int) -> None:
     _sync_file(complete)
     for path in staging.rglob("*"):
         if path.is_dir():
-            _sync_folder(path)
-    _sync_folder(staging)
+            sync_folder(path)
+    sync_folder(staging)
 
 
 def _rotate(folder: Path, keep: int, protect: Collection[int]) -> None:
@@ -179,14 +178,6 @@ def _sha256(file: Path) -> str:
 def _sync_file(file: Path) -> None:
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _short(value: Any) -> str:

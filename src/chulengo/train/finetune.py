@@ -8,13 +8,9 @@ same rows and by the same code as every later validation score.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import shlex
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +20,13 @@ from chulengo.config.load import flatten
 from chulengo.data.batches import pad_token, row_length
 from chulengo.data.load import LoadReport, load_examples, stream_examples
 from chulengo.data.prompts import load_template
-from chulengo.data.renderer import save_renderer
 from chulengo.data.selection import split_by_conversation
 from chulengo.data.types import Example
-from chulengo.errors import ChulengoError, TrainingError
-from chulengo.model.base_record import BaseRecord, save_base_record
-from chulengo.model.folder import resolve_model, weight_files, weights_hash
+from chulengo.errors import ChulengoError
+from chulengo.model.base_record import BaseRecord
+from chulengo.model.folder import length_note, resolve_model, weight_files, weights_hash
+from chulengo.train.adapter_folder import write_adapter_folder
+from chulengo.train.description import add_to_manifest, check_same_run, write_description
 from chulengo.train.inputs import (
     ExampleStream,
     Inputs,
@@ -41,34 +38,23 @@ from chulengo.train.inputs import (
     render_stream,
     sequence_limit,
 )
+from chulengo.train.interrupt import libraries_loading
 from chulengo.train.metrics import MetricsFile
-from chulengo.train.run_folder import (
-    RESUME,
-    RunPaths,
-    create_default_run,
-    create_run,
-    explained,
-    has_begun,
-    open_run,
-    refuse_used,
-    write_folder,
-    write_json,
-    write_text,
-)
+from chulengo.train.open_folder import opened_folder
+from chulengo.train.ranks import Ranks, joined
+from chulengo.train.reports import check_reports
+from chulengo.train.run_folder import RunPaths, refuse_used
+from chulengo.train.whole_files import explained, write_json
 
 if TYPE_CHECKING:
+    from chulengo.train.engine import EngineChoice
     from chulengo.train.progress import LiveProgress
     from chulengo.train.trainer import TrainOutcome
 
-DEFAULT_RUNS = Path("runs")
-TOKENIZER_FILES = (
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "spiece.model", "vocab.json", "merges.txt", "chat_template.jinja",
-)
 # may differ when a run is resumed: none of it changes a number in the adapter (threads: in the last bits at most)
 FREE_SETTINGS = frozenset((
     "out", "model.offline", "training.report_to", "training.keep_checkpoints", "training.save_every_steps",
-    "training.log_every_steps", "model.cpu_threads",
+    "training.log_every_steps", "model.cpu_threads", "model.weights_policy", "model.activations_policy",
 ))  # fmt: skip
 
 
@@ -165,6 +151,7 @@ def finetune(
     inputs: Inputs | None = None,
     display: LiveProgress | None = None,
     message: Callable[[str], None] = print,
+    observe: Callable[[dict[str, Any]], None] | None = None,
 ) -> RunResult:
     """Runs one fine-tuning from data to a saved adapter, or goes on with one.
 
@@ -174,31 +161,68 @@ def finetune(
         inputs: as `prepare_inputs(config)` returns them, when the caller has them already.
         display: shows progress; None: nothing is shown.
         message: called with sentences for the user.
+        observe: called with each metric row once it is in the file; what it raises ends the run and passes through.
 
     Raises:
         ChulengoError: anything that the user can mend; what was saved before stays.
     """
+    check_reports(config.training.report_to)
     inputs = inputs or prepare_inputs(config)
+    if note := length_note(config.training.max_seq_tokens, dict(inputs.model_config)):
+        message(note)
     check_rows(inputs)
-    _check_room(config, inputs)
-    with _run_folder(config, resume) as paths, _way_back(paths):
+    with libraries_loading(message):
+        choice = engine_for(config, inputs)
+        _check_room(config, inputs, choice)
+    where = {"model": config.model.name, "data": config.data.train}
+    with joined() as ranks, opened_folder(config.out, resume=resume, ranks=ranks, **where) as paths:
+        run = _Run(_resolved(config, inputs, choice, paths), inputs, choice, paths, ranks)
+        say = message if ranks.first else _say_nothing
         if resume:
-            _check_same_run(config, inputs, paths)
-        else:
-            config = _resolved(config, inputs, paths)
-            _write_description(config, inputs, paths)
+            check_same_run(paths, inputs, settings=flatten(config), free=FREE_SETTINGS)
+        elif ranks.first:
+            seeds = {"training": config.training.seed, "data": config.data.seed}
+            write_description(paths, inputs, text=to_yaml(run.config), settings=flatten(run.config), seeds=seeds)
         if resume and not any(paths.checkpoints.glob("checkpoint-*")):
-            message("This run was ended before its first checkpoint; it begins again at step 0.")
+            say("This run was ended before its first checkpoint; it begins again at step 0.")
             resume = False
-        outcome = _train(config, inputs, paths, resume=resume, display=display, message=message)
+        outcome = _train(run, resume=resume, display=display, message=say, observe=observe)
         rows = MetricsFile(paths.metrics).rows()
-        _plot(paths, rows, config)
         base, tuned = _validation_losses(rows, outcome.kept_step)
-        write_json(paths.root / "result.json", {
-            "base_loss": base, "tuned_loss": tuned, "base_perplexity": _exp(base), "tuned_perplexity": _exp(tuned),
-            **dataclasses.asdict(outcome),
-        })
+        if ranks.first:
+            _plot(paths, rows, config)
+            write_json(paths.root / "result.json", {
+                "base_loss": base, "tuned_loss": tuned, "base_perplexity": _exp(base), "tuned_perplexity": _exp(tuned),
+                **dataclasses.asdict(outcome),
+            })
     return RunResult(paths, inputs, outcome, base, tuned)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run, once its folder is there; `config` has every `auto` resolved."""
+
+    config: RunConfig
+    inputs: Inputs
+    choice: EngineChoice
+    paths: RunPaths
+    ranks: Ranks
+
+
+def engine_for(config: RunConfig, inputs: Inputs) -> EngineChoice:
+    """Returns which engine trains this run, and its policies.
+
+    Raises:
+        ConfigError: the fast engine was asked for and does not cover the run, or the device cannot do what was asked.
+    """
+    from chulengo.train.engine import choose_engine
+
+    return choose_engine(
+        config.model.engine, inputs.model_config, weights=config.model.weights_policy,
+        activations=config.model.activations_policy, lora=dataclasses.asdict(config.lora),
+        longest_row=_longest_row(inputs), plan=plan_settings(config, _planned_tokens(config, inputs)),
+        device=config.model.device,
+    )
 
 
 def check_out(config: RunConfig) -> None:
@@ -208,71 +232,46 @@ def check_out(config: RunConfig) -> None:
             refuse_used(RunPaths(Path(config.out)))
 
 
-@contextmanager
-def _way_back(paths: RunPaths) -> Iterator[None]:
-    """Names the exact command in errors that end a run which can go on."""
-    command = f"chulengo train --resume {shlex.quote(str(paths.root))}"
-    try:
-        with explained(paths.root):
-            yield
-    except ChulengoError as error:
-        if error.next_step is not None and RESUME in error.next_step:
-            error.advise(error.next_step.replace(RESUME, command if has_begun(paths) else "type the same again"))
-        raise
-    except KeyboardInterrupt:
-        if not has_begun(paths):
-            raise
-        last = any(paths.checkpoints.glob("checkpoint-*"))
-        where = "its last checkpoint" if last else "step 0, since nothing was saved yet"
-        raise TrainingError(f"Stopped at once. The run goes on from {where}.", next_step=command) from None
+def _say_nothing(_: str) -> None:
+    """Stands for `message` on every rank but the first."""
 
 
-@contextmanager
-def _run_folder(config: RunConfig, resume: bool) -> Iterator[RunPaths]:
-    if resume:
-        if config.out is None:
-            raise TrainingError("Nothing says which run to resume.", next_step="chulengo train --resume runs/<name>")
-        opened = open_run(Path(config.out))
-    elif config.out is None:
-        opened = create_default_run(DEFAULT_RUNS, config.model.name, config.data.train)
-    else:
-        opened = create_run(Path(config.out))
-    with opened as paths:
-        yield paths
-
-
-def _resolved(config: RunConfig, inputs: Inputs, paths: RunPaths) -> RunConfig:
-    """Returns the configuration with every `auto` that decides a number replaced by what it stands for here."""
-    from chulengo.model.load import resolve_device, resolve_dtype
-    from chulengo.train.optimizer import resolve_precision
-
-    device = resolve_device(config.model.device)
-    dtype = str(resolve_dtype(config.model.compute_dtype, device)).removeprefix("torch.")
+def _resolved(config: RunConfig, inputs: Inputs, choice: EngineChoice, paths: RunPaths) -> RunConfig:
+    """Returns the configuration with every `auto` that was decided replaced by what it stands for here."""
+    model: dict[str, Any] = {
+        "compute_dtype": choice.compute_dtype, "engine": choice.engine, "weights_policy": choice.weights,
+        "activations_policy": choice.activations,
+    }  # fmt: skip
+    training: dict[str, Any] = {"max_seq_tokens": inputs.max_seq_tokens, "precision": choice.precision}
     return dataclasses.replace(
-        config,
-        out=str(paths.root),
-        model=dataclasses.replace(config.model, compute_dtype=dtype),  # type: ignore[arg-type]
+        config, out=str(paths.root), model=dataclasses.replace(config.model, **model),
         prompt=dataclasses.replace(config.prompt, style=inputs.renderer.style),
-        training=dataclasses.replace(
-            config.training,
-            max_seq_tokens=inputs.max_seq_tokens,
-            precision=resolve_precision(config.training.precision, device),  # type: ignore[arg-type]
-        ),
+        training=dataclasses.replace(config.training, **training),
     )
 
 
-def _check_room(config: RunConfig, inputs: Inputs) -> None:
+def _check_room(config: RunConfig, inputs: Inputs, choice: EngineChoice) -> None:
     """Raises `DoesNotFitError` when the plan says that the run needs more memory than the device has."""
     from chulengo.model.load import resolve_device
     from chulengo.model.plan import check_fits, stored_shapes
 
-    longest = inputs.max_seq_tokens  # a pack is full; a padded batch is as long as its longest row
-    if config.training.batching != "packed":
-        longest = min(longest, max(map(row_length, inputs.train.rows)))
+    settings = plan_settings(config, _planned_tokens(config, inputs))
+    recompute = settings["gradient_checkpointing"] or choice.activations == "full"
     check_fits(
         inputs.model_config, device=resolve_device(config.model.device),
-        stored=stored_shapes(weight_files(inputs.folder)), **plan_settings(config, longest),
+        stored=stored_shapes(weight_files(inputs.folder)), **settings | {"gradient_checkpointing": recompute},
     )
+
+
+def _longest_row(inputs: Inputs) -> int:
+    sets = [inputs.train] if inputs.validation is None else [inputs.train, inputs.validation]
+    return max(row_length(row) for rows in sets for row in rows.rows)
+
+
+def _planned_tokens(config: RunConfig, inputs: Inputs) -> int:
+    # a pack is full; a padded batch is as long as its longest row
+    packed = config.training.batching == "packed"
+    return inputs.max_seq_tokens if packed else min(inputs.max_seq_tokens, max(map(row_length, inputs.train.rows)))
 
 
 def plan_settings(config: RunConfig, max_seq_tokens: int) -> dict[str, Any]:
@@ -289,109 +288,65 @@ def plan_settings(config: RunConfig, max_seq_tokens: int) -> dict[str, Any]:
     }
 
 
-def _write_description(config: RunConfig, inputs: Inputs, paths: RunPaths) -> None:
-    from chulengo.train.manifest import manifest
-
-    text = to_yaml(config)
-    validation = inputs.validation
-    write_json(paths.ledger, {
-        "train": inputs.train.ledger.to_dict(), "load": inputs.train.report.to_dict(),
-        "validation": validation.ledger.to_dict() if validation else None,
-    })
-    hashes = _hashes(inputs) | {"config": hashlib.sha256(text.encode()).hexdigest()}
-    seeds = {"training": config.training.seed, "data": config.data.seed}
-    write_json(paths.manifest, manifest(hashes=hashes, seeds=seeds, extra={"config": flatten(config)}))
-    write_text(paths.config, text)  # last: a folder with a config.yaml is a run
-
-
-def _hashes(inputs: Inputs) -> dict[str, str]:
-    hashes = {
-        "model": weights_hash(inputs.folder), "renderer": inputs.renderer.fingerprint(),
-        "data": inputs.train.fingerprint(),
-    }  # fmt: skip
-    return hashes if inputs.validation is None else hashes | {"validation": inputs.validation.fingerprint()}
-
-
-def _check_same_run(config: RunConfig, inputs: Inputs, paths: RunPaths) -> None:
-    """Raises `TrainingError` naming every setting, or else every input, that is not what the run was started with."""
-    try:
-        started = json.loads(paths.manifest.read_text(encoding="utf-8"))
-        before, hashes = dict(started["config"]), dict(started["hashes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(
-            f"{paths.manifest}, which says what the run was started with, cannot be read: {error}.",
-            next_step="start a new run with another --out",
-        ) from error
-    now = flatten(config)
-    keys = [key for key in now.keys() | before.keys() if key not in FREE_SETTINGS and now.get(key) != before.get(key)]
-    changed = [f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in sorted(keys)]
-    if changed:
-        raise TrainingError(
-            f"{paths.config} was edited after the run was started, so going on would be another run:"
-            + "".join(f"\n  - {line}" for line in changed),
-            allowed=f"edits of {', '.join(sorted(FREE_SETTINGS))}",
-            next_step=f"put them back, or start a new run: chulengo train --config {paths.config} --out NEW",
-        )
-    names = {"model": "the model's weights", "renderer": "tokenizer or renderer", "data": "the training rows",
-             "validation": "the validation rows"}  # fmt: skip
-    same = _hashes(inputs)
-    other = [names[key] for key in names if same.get(key) != hashes.get(key)]
-    if other:
-        raise TrainingError(
-            f"The run {paths.root} was started with other inputs; changed since: {', '.join(other)}.",
-            next_step="put them back, or start a new run with another --out",
-        )
-
-
 def _train(
-    config: RunConfig, inputs: Inputs, paths: RunPaths, *, resume: bool, display: LiveProgress | None,
-    message: Callable[[str], None],
+    run: _Run, *, resume: bool, display: LiveProgress | None, message: Callable[[str], None],
+    observe: Callable[[dict[str, Any]], None] | None,
 ) -> TrainOutcome:
-    from chulengo.model.adapter import attach_lora
-    from chulengo.model.load import load_base, use_threads
-    from chulengo.train.interrupt import stop_requests
-    from chulengo.train.trainer import RunShape, run_training
-
-    training = config.training
-    use_threads(config.model.cpu_threads)
+    config, inputs, paths = run.config, run.inputs, run.paths
     # libraries import more of themselves here, and some of those imports swallow a KeyboardInterrupt
-    with stop_requests(message) as stop:
-        model = load_base(
-            inputs.folder, quantization=config.model.quantization, double_quant=config.model.double_quant,
-            compute_dtype=config.model.compute_dtype, device=config.model.device, attention=config.model.attention,
-            name=_base_name(config, inputs), vocab_size=inputs.tokenizer.vocab_size,
-        )
-        model = attach_lora(model, **dataclasses.asdict(config.lora), seed=training.seed)
-    if stop.asked:
-        raise KeyboardInterrupt
+    with libraries_loading(message):
+        from chulengo.train.trainer import RunShape, run_training
+
+        model = _load(run, message)
     metrics = MetricsFile(paths.metrics)
+    shown = display if run.ranks.first else None
 
     def started(shape: RunShape) -> None:
-        metrics.truncate_after(shape.first_step if resume else -1)
-        if display is not None:
-            display.start(shape.total_steps, first_step=shape.first_step, title=f"{config.model.name} · {paths.root}")
+        if run.ranks.first:
+            metrics.truncate_after(shape.first_step if resume else -1)
+        if shown is not None:
+            shown.start(shape.total_steps, first_step=shape.first_step, title=f"{config.model.name} · {paths.root}")
 
-    options = dataclasses.asdict(training) | {"max_seq_tokens": inputs.max_seq_tokens}
+    options = dataclasses.asdict(config.training) | {"max_seq_tokens": inputs.max_seq_tokens}
     del options["overlong"], options["allow_cut_end_of_turn"]
     settings = {"model": dataclasses.asdict(config.model), "lora": dataclasses.asdict(config.lora)}
-    settings["model"] = {k: v for k, v in settings["model"].items() if k not in ("offline", "cpu_threads")}
+    settings["model"] = {k: v for k, v in settings["model"].items() if f"model.{k}" not in FREE_SETTINGS}
     try:
         outcome = run_training(
             model, inputs.train.rows, inputs.validation.rows if inputs.validation else [], out=paths.root,
             pad_id=pad_token(inputs.tokenizer.pad_id, inputs.tokenizer.eos_id), settings=settings, resume=resume,
-            sinks=[metrics.append, *([display.update] if display is not None else [])],
-            on_start=started, message=display.message if display is not None else message, **options,
+            sinks=[metrics.append, *([shown.update] if shown is not None else []), *([observe] if observe else [])],
+            on_start=started, message=shown.message if shown is not None else message, **options,
         )
     except ChulengoError:
         with suppress(ChulengoError, OSError):  # the first error is the one to tell
-            _plot(paths, metrics.rows(), config)  # what was measured until then is worth seeing
+            if run.ranks.first:
+                _plot(paths, metrics.rows(), config)  # what was measured until then is worth seeing
         raise
     finally:
         metrics.close()
-        if display is not None:
-            display.stop()
-    write_folder(paths.adapter, lambda folder: _write_adapter(model, config, inputs, folder))
+        if shown is not None:
+            shown.stop()
+    if run.ranks.first:
+        _write_adapter(model, run)
     return outcome
+
+
+def _load(run: _Run, message: Callable[[str], None]) -> Any:
+    """Returns the model of the chosen engine with a fresh adapter, and says what it is."""
+    from chulengo.train.engine import describe_engine, load_model
+
+    config, inputs = run.config, run.inputs
+    model, facts = load_model(
+        run.choice, inputs.folder, lora=dataclasses.asdict(config.lora), seed=config.training.seed,
+        quantization=config.model.quantization, double_quant=config.model.double_quant, device=config.model.device,
+        attention=config.model.attention, cpu_threads=config.model.cpu_threads, longest_row=_longest_row(inputs),
+        name=_base_name(config, inputs), vocab_size=inputs.tokenizer.vocab_size,
+    )
+    message(describe_engine(facts))
+    if run.ranks.first:
+        add_to_manifest(run.paths, "engine", facts)
+    return model
 
 
 def _base_name(config: RunConfig, inputs: Inputs) -> str:
@@ -401,18 +356,14 @@ def _base_name(config: RunConfig, inputs: Inputs) -> str:
     return str(inputs.folder.resolve()) if name == "nano" or Path(name).expanduser().is_dir() else name
 
 
-def _write_adapter(model: Any, config: RunConfig, inputs: Inputs, folder: Path) -> None:
-    from chulengo.model.adapter import save_adapter
+def _write_adapter(model: Any, run: _Run) -> None:
+    from chulengo.train.engine import adapter_writer
 
-    save_adapter(model, folder)
-    save_renderer(inputs.renderer, folder)
-    base = config.model
-    save_base_record(
-        BaseRecord(base.name, base.revision, base.quantization, base.double_quant, weights_hash(inputs.folder)), folder
+    base, folder = run.config.model, run.inputs.folder
+    record = BaseRecord(base.name, base.revision, base.quantization, base.double_quant, weights_hash(folder))
+    write_adapter_folder(
+        run.paths.adapter, adapter_writer(model), base=record, base_folder=folder, renderer=run.inputs.renderer
     )
-    for name in TOKENIZER_FILES:
-        if (inputs.folder / name).is_file():
-            shutil.copyfile(inputs.folder / name, folder / name)
 
 
 def _plot(paths: RunPaths, rows: list[dict[str, Any]], config: RunConfig) -> None:

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from chulengo.data.wording import counted
 from chulengo.errors import TrainingError
 
 PATIENCE = 3  # optimiser steps with a learning rate above 0
@@ -32,8 +33,8 @@ PATIENCE = 3  # optimiser steps with a learning rate above 0
 class GradientReach:
     """Watches until every trainable tensor has had a gradient that is not zero; after that it costs nothing."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._waiting = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
+        self._waiting = {name: p for name, p in named.items() if p.requires_grad}
         self._moves = 0
 
     def look(self, step: int) -> None:
@@ -50,7 +51,7 @@ class GradientReach:
         largest = torch.stack([_peak(p.grad) for p in self._waiting.values() if p.grad is not None]).tolist()
         self._waiting = {n: p for (n, p), g in zip(self._waiting.items(), largest, strict=True) if g == 0.0}
         if self._waiting and self._moves >= PATIENCE:
-            raise _unreached(list(self._waiting), f"a gradient of exactly zero in all {step} steps")
+            raise _unreached(list(self._waiting), f"a gradient of exactly zero in all {counted(step, 'step')}")
 
     def moved(self, learning_rate: float) -> None:
         """Notes that the optimiser took a step with this learning rate."""

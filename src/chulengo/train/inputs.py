@@ -19,7 +19,7 @@ from chulengo.data.row_store import RowStore
 from chulengo.data.tokenizer import Tokenizer, load_tokenizer
 from chulengo.data.types import Example
 from chulengo.errors import ConfigError, DataError, RenderError
-from chulengo.model.folder import context_tokens, is_encoder_decoder, read_config
+from chulengo.model.folder import context_tokens, is_encoder_decoder, read_config, usual_tokens
 
 EMBEDDED_DATA = {"nano-demo": nano.demo_train, "nano-demo-heldout": nano.demo_heldout}
 
@@ -97,18 +97,19 @@ def data_source(name: str) -> str:
 
 
 def sequence_limit(wanted: int | None, model_config: Mapping[str, Any]) -> int:
-    """Returns the longest row in tokens: what was asked for, else the model's context.
+    """Returns the longest row in tokens: what was asked for, else the model's context or pretraining length.
 
     Raises:
-        ConfigError: more was asked for than the model's positions cover, or nothing was and the model states none.
+        ConfigError: more was asked for than the model's positions cover, or nothing was and nothing is known.
     """
     context = context_tokens(dict(model_config))
     if wanted is None:
-        if context is None:
+        usual = usual_tokens(dict(model_config))
+        if usual is None:
             raise ConfigError(
                 "The model's config.json states no context length.", next_step="--set training.max_seq_tokens=1024"
             )
-        return context
+        return usual
     if context is not None and wanted > context:
         raise ConfigError(
             f"training.max_seq_tokens is {wanted}, but the model's positions end at {context}.",

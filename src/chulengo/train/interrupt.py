@@ -33,7 +33,21 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_requests(report: Callable[[str], None]) -> Iterator[StopRequest]:
+def libraries_loading(report: Callable[[str], None]) -> Iterator[None]:
+    """Holds SIGINT and SIGTERM back while the block imports and loads, and raises `KeyboardInterrupt` at its end.
+
+    Some libraries catch whatever their optional imports raise, a `KeyboardInterrupt` too, and go on.
+    """
+    with stop_requests(report, what="stopping once what is being loaded is loaded") as stop:
+        yield
+    if stop.asked:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stop_requests(
+    report: Callable[[str], None], *, what: str = "finishing this step and saving"
+) -> Iterator[StopRequest]:
     """Gives a flag that SIGINT and SIGTERM set while the block runs; the second SIGINT raises `KeyboardInterrupt`.
 
     Handlers are a matter of the main thread; in any other the flag is never set by a signal.
@@ -44,7 +58,7 @@ def stop_requests(report: Callable[[str], None]) -> Iterator[StopRequest]:
         if request.asked:
             raise KeyboardInterrupt
         request.asked = True
-        report(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once.")
+        report(f"{signal.Signals(number).name}: {what}; once more stops at once.")
 
     if threading.current_thread() is not threading.main_thread():
         yield request

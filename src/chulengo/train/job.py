@@ -16,11 +16,12 @@ from chulengo.train.interrupt import StopRequest
 MetricRow = dict[str, Any]
 Sink = Callable[[MetricRow], None]
 RUN_STATE, SETTINGS = "run_state.json", "settings.json"
+REPORTED = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "step_s")  # of a training row, to TensorBoard etc.
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one run does, beyond `TrainingArguments`: its data, its rhythm, and where things go."""
+    """What one run does: its data, its rhythm, and where things go."""
 
     train: BatchPlan
     validation: BatchPlan | None
@@ -39,9 +40,26 @@ class Job:
     stop: StopRequest
 
 
+@dataclass(frozen=True, slots=True)
+class Optimisation:
+    """How the adapter is changed, every `auto` resolved; names as in `config.schema.TrainingConfig`."""
+
+    total_steps: int
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    optimizer: str
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    max_grad_norm: float
+    seed: int
+
+
 @dataclass(slots=True)
 class RunState:
-    """What a run remembers beyond transformers' own state; saved in every checkpoint."""
+    """What a run remembers beyond its weights and its optimiser; saved in every checkpoint."""
 
     best_loss: float | None = None
     best_step: int | None = None
@@ -57,6 +75,37 @@ class RunState:
     window_tokens: int = 0
     window_steps: int = 0
     window_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a loop ended: what it remembers, at which step, after how long, and whether somebody asked it to stop."""
+
+    run: RunState
+    step: int
+    seconds: float
+    interrupted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine with its model, as `run_training` uses it.
+
+    Attributes:
+        device: where it trains.
+        precision: float32, bf16 or fp16, resolved.
+        flatten: the rows of a packed batch go behind each other in one row.
+        num_trainable: numbers that are trained.
+        train: goes from a checkpoint (None: the beginning) to the end.
+        restore: puts the adapter of a checkpoint into the model.
+    """
+
+    device: torch.device
+    precision: str
+    flatten: bool
+    num_trainable: int
+    train: Callable[[Job, Optimisation, Path | None], Ended]
+    restore: Callable[[Path], None]
 
 
 def peak_bytes(device: torch.device) -> int:

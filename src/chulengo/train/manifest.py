@@ -1,8 +1,9 @@
 """What a run was made of: enough to say, a year later, whether two runs can be compared.
 
 Recorded: versions (read from package metadata, nothing is imported for it), device and driver, the git commit of the
-*user's* working folder, seeds, the command line and whatever hashes the caller computed. Never recorded: environment
-variables, and the value of any argument that looks like a secret, because manifests are published with adapters.
+*user's* working folder and, where Chulengo runs from a checkout, its own, seeds, the command line and whatever hashes
+the caller computed. Never recorded: environment variables, and the value of any argument that looks like a secret,
+because manifests are published with adapters.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def manifest(
     started = started or datetime.datetime.now(datetime.UTC)
     entries: dict[str, Any] = {
         "chulengo": chulengo.__version__,
+        "chulengo_git": own_git_state(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions(),
@@ -122,6 +124,17 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit.strip(), "dirty": None if changes is None else bool(changes.strip())}
+
+
+def own_git_state() -> dict[str, Any] | None:
+    """Returns the same for the checkout that Chulengo's own code runs from, or None when it is an installed copy.
+
+    A copy in a virtual environment inside somebody's repository is not that repository's: it does not track the file.
+    """
+    file = Path(chulengo.__file__).resolve()
+    if _git(file.parent, "ls-files", "--error-unmatch", "--", file.name) is None:
+        return None
+    return git_state(file.parent)
 
 
 def masked(command: Sequence[str]) -> list[str]:

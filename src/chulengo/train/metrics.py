@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chulengo.errors import TrainingError
-from chulengo.train.run_folder import FULL, RESUME, write_bytes
+from chulengo.train.whole_files import FULL, RESUME, write_bytes
 
 Row = dict[str, Any]
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

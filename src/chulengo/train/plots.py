@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chulengo.train.metrics import smoothed
-from chulengo.train.run_folder import write_bytes
+from chulengo.train.whole_files import write_bytes
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5F6670"
 MAX_POINTS = 2000  # a curve: more cannot be told apart at 1,600 pixels and makes an SVG of megabytes

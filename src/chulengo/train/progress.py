@@ -5,7 +5,7 @@ moving average of the rows. *Time left* is the honest one: the mean of the recen
 speed shows), without the first step after the start (which pays for allocation, compilation and caches), plus the
 validations to come, once two were seen. Until two steps are done there is no estimate, and none is shown.
 
-Plain lines hold no control characters and at most 60 columns, so that a log file, CI or `tee` stays readable.
+Plain lines hold no control characters and at most 79 columns, so that a log file, CI or `tee` stays readable.
 The panel is put away in `stop`, in `__exit__`, and at the end of the process, whichever comes first: a terminal
 without a cursor is a bug.
 """
@@ -23,13 +23,15 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from chulengo.data.wording import counted
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 RECENT_STEPS = 50  # the window of the time-left estimate, in logged rows
 SPARK_POINTS = 32
 SPARK_BARS = "▁▂▃▄▅▆▇█"
-PLAIN_COLUMNS = 60
+PLAIN_COLUMNS = 79
 PLAIN_SECONDS = 10.0  # a plain line at most this often, so a day's log stays under 10,000 lines
 UNKNOWN = "–"
 
@@ -94,7 +96,7 @@ class LiveProgress:
             self._live.start()
         else:
             resumed = f", resumed at {first_step}" if first_step else ""
-            steps = f": {total_steps} steps{resumed}"
+            steps = f": {counted(total_steps, 'step')}{resumed}"
             room = PLAIN_COLUMNS - len(steps)  # a long title is cut, the numbers are not
             self._print((title if len(title) <= room else f"{title[: room - 1]}…") + steps)
         return self
@@ -186,18 +188,30 @@ class LiveProgress:
             self._plain_line()
 
     def _plain_line(self) -> None:
-        row, left = self._train, self.seconds_left()
-        parts = [f"{self._step}/{self._total}", f"loss {number(row.get('loss'))}"]
-        parts += [f"lr {row['learning_rate']:.1e}"] if row.get("learning_rate") is not None else []
-        parts += [f"{count(row['tokens_per_s'])} tok/s"] if row.get("tokens_per_s") else []
-        parts += [f"{duration(left)} left"] if left else []
-        parts += [f"grad {number(row['grad_norm'])}"] if row.get("grad_norm") is not None else []
-        line = "step"
-        for part in parts:  # in order of worth; what does not fit any more is left out, whole
-            if len(line) + 2 + len(part) <= PLAIN_COLUMNS:
-                line += (" " if line == "step" else "  ") + part
         self._last_line_at, self._last_line_step = self._clock(), self._step
-        self._print(line)
+        line = "  ".join(self._facts_in_words())
+        # the same facts in fewer characters rather than fewer facts
+        self._print(line if len(line) <= PLAIN_COLUMNS else " ".join(self._facts_in_short()))
+
+    def _facts_in_words(self) -> list[str]:
+        row, left = self._train, self.seconds_left()
+        facts = [f"step {self._step}/{self._total}", f"loss {number(row.get('loss'))}"]
+        facts += [f"lr {row['learning_rate']:.0e}"] if row.get("learning_rate") is not None else []
+        facts += [f"{count(row['tokens_per_s'])} tok/s"] if row.get("tokens_per_s") else []
+        facts += [f"grad {row['grad_norm']:.2g}"] if row.get("grad_norm") is not None else []
+        facts += [size(row["peak_bytes"])] if row.get("peak_bytes") else []
+        return facts + ([f"{duration(left)} left"] if left else [])
+
+    def _facts_in_short(self) -> list[str]:
+        """Returns at most 77 characters with the spaces between, up to a million steps of a week."""
+        row, left = self._train, self.seconds_left()
+        facts = [f"step {self._step}/{self._total}"]
+        facts += [f"loss {row['loss']:.3g}"] if row.get("loss") is not None else []
+        facts += [f"lr {row['learning_rate']:.0e}"] if row.get("learning_rate") is not None else []
+        facts += [f"{count(row['tokens_per_s'])}/s"] if row.get("tokens_per_s") else []
+        facts += [f"grad {row['grad_norm']:.2g}"] if row.get("grad_norm") is not None else []
+        facts += [f"{row['peak_bytes'] / 2**30:.3g}G"] if row.get("peak_bytes") else []
+        return facts + ([f"{duration(left)} left"] if left else [])
 
     def _print(self, text: str, *, whole: bool = False) -> None:
         text = "".join(" " if unicodedata.category(character) == "Cc" else character for character in text)

@@ -1,4 +1,4 @@
-"""Where a run's files lie, who may write there, and how they are written so that a crash never tears one.
+"""Where a run's files lie, and who may write there.
 
 A run folder belongs to one run for ever and to at most one writing process at a time. Two rules keep it so. First, a
 new run only starts in a folder that does not exist or is empty; anything else is refused with the way out, because
@@ -7,8 +7,7 @@ drops that lock when the process ends however it ends, so a dead process never b
 a reboot or in a container where PIDs repeat). The lock file is removed by its holder; whoever locks a file that was
 removed in between notices by comparing inodes and tries again.
 
-Single files are written whole or not at all: a temporary file in the same folder, fsync, then `os.replace`. Folders of
-results (the adapter) likewise, through a staging folder beside their place. A run that ends before its first step (a
+A run that ends before its first step (a
 target that the model lacks, no memory, Ctrl-C while weights load) leaves nothing behind, so that the same command can
 be typed again.
 
@@ -21,28 +20,28 @@ import contextlib
 import errno
 import fcntl
 import json
-import math
 import os
 import re
 import shutil
 import signal
 import socket
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from chulengo.data.wording import counted
 from chulengo.errors import TrainingError
+from chulengo.train.whole_files import explained, write_bytes, write_folder, write_json, write_text
+
+__all__ = [
+    "RunPaths", "create_default_run", "create_run", "default_root", "explained", "has_begun", "hold_lock", "open_run",
+    "refuse_used", "write_bytes", "write_folder", "write_json", "write_text",
+]  # fmt: skip
 
 RUN_FILES = ("config.yaml", "manifest.json", "ledger.json", "metrics.jsonl", "samples.jsonl")
 RUN_SUBFOLDERS = ("plots", "checkpoints", "adapter")
 HARMLESS = frozenset({"run.lock", ".gitkeep", ".gitignore", ".DS_Store", "lost+found"})  # never make a folder "used"
-RESUME = "resume the run"  # in what to type next; `train.finetune` puts the command with the folder in its place
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG})
-STAGING = ".staging-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,76 +252,6 @@ def hold_lock(paths: RunPaths, *, make_folder: bool = False) -> Iterator[None]:
         os.close(handle)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes the file whole or not at all: after a crash there is the old content or the new, never a part.
-
-    Raises:
-        TrainingError: no space left on the disk (the old content is still there).
-    """
-    path = Path(path)
-    with explained(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
-        _sync_folder(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text as `write_bytes` does."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON as `write_bytes` does; NaN and infinities, which JSON lacks, become null."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Writes a folder whole or not at all: after a crash there is the old one or the new one.
-
-    Args:
-        folder: its place; what is there is replaced.
-        write: writes the files into the folder that it is given, a staging folder beside the place.
-
-    Raises:
-        TrainingError: no space left on the disk, or no permission (the old folder is still there).
-    """
-    staging, old = (folder.with_name(f"{STAGING}{kind}{folder.name}") for kind in ("", "old-"))
-    for left in (staging, old):
-        if left.exists():
-            shutil.rmtree(left)
-    with explained(folder):
-        try:
-            staging.mkdir()
-            write(staging)
-            for file in (path for path in staging.rglob("*") if path.is_file()):
-                os.chmod(file, 0o666 & ~_umask())  # safetensors makes files that only their owner may read
-                with file.open("rb+") as stream:
-                    os.fsync(stream.fileno())
-            if folder.exists():
-                folder.replace(old)
-            staging.replace(folder)
-            _sync_folder(folder.parent)
-        except BaseException as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            # safetensors reports a full disk as an error of its own, with the system's number in the text
-            number = next((n for n in FULL if f"os error {n}" in str(error)), None)
-            if number is not None and not isinstance(error, OSError):
-                raise OSError(number, os.strerror(number), str(folder)) from error
-            raise
-    if old.exists():
-        shutil.rmtree(old)
-
-
 def _lock(paths: RunPaths) -> int:
     """Returns an open file descriptor that holds the lock on the `run.lock` that is in the folder now."""
     while True:
@@ -357,7 +286,7 @@ def _describe(paths: RunPaths) -> str:
         parts.append(f"started {started}" if started else "")
     with contextlib.suppress(OSError):
         steps = re.findall(r'"step":\s*(\d+)', paths.metrics.read_text(encoding="utf-8", errors="replace"))
-        parts.append(f"{max(map(int, steps))} steps done" if steps else "no step done")
+        parts.append(f"{counted(max(map(int, steps)), 'step')} done" if steps else "no step done")
     with contextlib.suppress(OSError):
         saved = [int(p.name.rpartition("-")[2]) for p in paths.checkpoints.glob("checkpoint-[0-9]*")]
         parts.append(f"last checkpoint at step {max(saved)}" if saved else "no checkpoint")
@@ -369,52 +298,3 @@ def _short(name: str, fallback: str) -> str:
     tail = name.rstrip("/").rpartition("/")[2]
     tail = re.sub(r"(\.(jsonl?|csv|parquet|txt|gz))+$", "", tail)
     return re.sub(r"[^A-Za-z0-9._]+", "-", tail).strip("-._")[:40].lower() or fallback
-
-
-@contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turns a full disk and a forbidden place into errors that say what to do; other errors pass."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise TrainingError(
-                f"No space left on the disk of {path}: it was not written, what was there before is intact.",
-                next_step=f"free some space, then {RESUME}",
-            ) from error
-        if error.errno in FORBIDDEN:
-            raise TrainingError(
-                f"Cannot write to {path}: {error.strerror}.", allowed="a folder that you may write to",
-                next_step="choose another --out",
-            ) from error
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in the folder outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
-            raise
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    """Returns the process's umask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def _finite(value: Any) -> Any:
-    """Returns the value with every float that JSON cannot hold replaced by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

@@ -1,38 +1,35 @@
-"""`run_training`: rows in, a trained adapter out, through the reference engine.
+"""`run_training`: rows in, a trained adapter out, through either engine.
 
-Resolves what is left open (precision, steps, warm-up), refuses what cannot be, runs `ChulengoTrainer` under a signal
-handler, and leaves the model as it was found apart from its adapter: no autocast wrapper, its own `use_cache`, in
-evaluation mode.
+Resolves what is left open (precision, steps, warm-up), refuses what cannot be, and runs the loop of the model's engine
+under a signal handler: transformers' trainer for a PEFT model (reference_run.py), our own for a `FastModel`
+(fast_run.py). What a run writes, and what its settings mean, is the same for both.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from chulengo.data.batches import BatchPlan, collate_packed
+from chulengo.data.batches import BatchPlan
 from chulengo.data.renderer import RenderedRow
-from chulengo.errors import ConfigError, DoesNotFitError, MissingPackageError, TrainingError
-from chulengo.model.adapter import enable_gradient_checkpointing, restore_adapter, trainable_in_fp32
-from chulengo.model.load import quiet_libraries
-from chulengo.model.loss import base_model
+from chulengo.errors import DoesNotFitError, TrainingError
+from chulengo.model.fast import FastModel
 from chulengo.train.checkpoint import check_same_settings, defect, newest_good
+from chulengo.train.course import read_run_state
+from chulengo.train.fast_run import fast_engine
 from chulengo.train.interrupt import Interrupted, stop_requests
-from chulengo.train.job import RUN_STATE, SETTINGS, Job, RunState, Sink, peak_bytes
-from chulengo.train.optimizer import num_steps, num_warmup_steps, optimizer_name, resolve_precision
-
-if TYPE_CHECKING:
-    from chulengo.train.loop import ChulengoTrainer
+from chulengo.train.job import SETTINGS, Engine, Job, Optimisation, RunState, Sink, peak_bytes
+from chulengo.train.optimizer import check_optimizer, num_steps, num_warmup_steps
+from chulengo.train.ranks import own_ranks
+from chulengo.train.reference_run import reference_engine
+from chulengo.train.reports import check_reports
 
 __all__ = ["Interrupted", "RunShape", "TrainOutcome", "run_training"]
 
@@ -105,7 +102,7 @@ def run_training(
     """Returns how the run went; the model's adapter is the trained one (the best one with `keep_best`).
 
     Args:
-        model: as `model.adapter.attach_lora` returns it.
+        model: as `model.adapter.attach_lora` returns it, or a `FastModel` with a trainable adapter.
         train_rows: rendered rows, none longer than `max_seq_tokens`.
         validation_rows: the same, may be empty.
         out: the run folder; checkpoints go to `checkpoints/` in it.
@@ -125,42 +122,41 @@ def run_training(
         DoesNotFitError: no room on the GPU.
     """
     given = {k: v for k, v in locals().items() if k not in NOT_SETTINGS}
-    device = next(model.parameters()).device
-    _check_device(device)
-    resolved = resolve_precision(precision, device)
-    optimizer_id, note = optimizer_name(optimizer, device)
-    if note:
+    check_reports(report_to)
+    if isinstance(model, FastModel):
+        engine = fast_engine(model, precision=precision, report_to=report_to)
+    else:
+        engine = reference_engine(
+            model, precision=precision, batching=batching, gradient_checkpointing=gradient_checkpointing,
+            report_to=report_to,
+        )
+    if note := check_optimizer(optimizer, engine.device):
         message(note)
-    plans = _plans(model, train_rows, validation_rows, batching, max_seq_tokens, pad_id, seed)
+    plans = _plans(train_rows, validation_rows, engine, batching, max_seq_tokens, pad_id, seed)
     given |= {"rows.train": _rows_hash(train_rows), "rows.validation": _rows_hash(validation_rows)}
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = own_ranks().world
     saved_settings = {"ranks": world, **given, **(settings or {})}
     checkpoint = _checkpoint_to_resume(out, saved_settings, message) if resume else None
     per_epoch = -(-len(plans[0]) // (batch_size * gradient_accumulation * world))
     total = num_steps(steps_per_epoch=per_epoch, epochs=epochs, max_steps=max_steps)
     warmup = num_warmup_steps(total=total, schedule=schedule, warmup_ratio=warmup_ratio, warmup_steps=warmup_steps)
-    if gradient_checkpointing:
-        enable_gradient_checkpointing(model)
     shape = RunShape(
-        total, _step_of(checkpoint), per_epoch, warmup, resolved, plans[0].efficiency,
-        sum(p.numel() for p in model.parameters() if p.requires_grad),
+        total, _step_of(checkpoint), per_epoch, warmup, engine.precision, plans[0].efficiency, engine.num_trainable
     )
-    with stop_requests(message) as stop, quiet_libraries(), _left_as_found(model, resolved):
+    with stop_requests(message) as stop:
         job = Job(
             train=plans[0], validation=plans[1], batch_size=batch_size, accumulation=gradient_accumulation,
             by_length=batching == "group_by_length", log_every=log_every_steps, eval_every=eval_every_steps,
             save_every=save_every_steps, keep_checkpoints=keep_checkpoints, keep_best=keep_best,
             patience=early_stopping_patience, out=out, settings=saved_settings, sinks=sinks, stop=stop,
         )
-        arguments = _arguments(
-            device, resolved, output_dir=str(out), per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=gradient_accumulation, max_steps=total, learning_rate=learning_rate,
-            lr_scheduler_type=schedule, warmup_steps=warmup, weight_decay=weight_decay, optim=optimizer_id,
-            adam_beta1=adam_beta1, adam_beta2=adam_beta2, adam_epsilon=adam_epsilon, max_grad_norm=max_grad_norm,
-            seed=seed, report_to=list(report_to), eval_on_start=plans[1] is not None and checkpoint is None,
+        optimisation = Optimisation(
+            total_steps=total, learning_rate=learning_rate, schedule=schedule, warmup_steps=warmup,
+            weight_decay=weight_decay, optimizer=optimizer, adam_beta1=adam_beta1, adam_beta2=adam_beta2,
+            adam_epsilon=adam_epsilon, max_grad_norm=max_grad_norm, seed=seed,
         )
         on_start(shape)
-        return _train(model, arguments, job, checkpoint, shape)
+        return _train(engine, job, optimisation, checkpoint, shape)
 
 
 NOT_SETTINGS = frozenset((
@@ -169,53 +165,31 @@ NOT_SETTINGS = frozenset((
 ))  # what may differ when a run is resumed: none of it changes a number in the adapter
 
 
-def _train(model: Any, arguments: Any, job: Job, checkpoint: Path | None, shape: RunShape) -> TrainOutcome:
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    before = RunState()
+def _train(
+    engine: Engine, job: Job, settings: Optimisation, checkpoint: Path | None, shape: RunShape
+) -> TrainOutcome:
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.device)
     if checkpoint is not None:
-        before = RunState(**json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8")))
-    if before.stopped_early or (checkpoint is not None and shape.first_step >= shape.total_steps):
-        assert checkpoint is not None
-        restore_adapter(model, checkpoint)
-        return _finished(model, job, before, shape.first_step, before.elapsed_s, shape)
-    trainer = _trainer(model, arguments, job)
-    started = time.perf_counter()
+        before = read_run_state(checkpoint)
+        if before.stopped_early or shape.first_step >= shape.total_steps:
+            engine.restore(checkpoint)
+            return _finished(engine, job, before, shape.first_step, before.elapsed_s, shape)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        ended = engine.train(job, settings, checkpoint)
     except torch.OutOfMemoryError as error:
         raise DoesNotFitError(
-            f"{device} has no room for a step of this run (step {trainer.state.global_step + 1}).",
+            f"{engine.device} has no room for a step of this run.",
             next_step="training.batch_size=1 with more training.gradient_accumulation, "
             "training.gradient_checkpointing=true, a smaller training.max_seq_tokens, or: chulengo plan",
         ) from error
-    finally:
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        trainer.accelerator.free_memory()
-    if trainer.interrupted:
-        raise Interrupted(trainer.state.global_step, newest_good(job.out / "checkpoints"))
-    seconds = before.elapsed_s + time.perf_counter() - started
-    return _finished(model, job, trainer.run, trainer.state.global_step, seconds, shape)
-
-
-def _trainer(model: Any, arguments: Any, job: Job) -> ChulengoTrainer:
-    from chulengo.train.loop import ChulengoTrainer  # imports bitsandbytes: after `load_base`, which does it with care
-
-    try:
-        return ChulengoTrainer(model, arguments, job)
-    except (RuntimeError, ImportError) as error:
-        # what transformers raises for a report whose package is not installed
-        if "requires" in str(error) and arguments.report_to:
-            raise MissingPackageError(
-                f"training.report_to: {str(error).splitlines()[0]}",
-                next_step=f"pip install {' '.join(arguments.report_to)}",
-            ) from error
-        raise
+    if ended.interrupted:
+        raise Interrupted(ended.step, newest_good(job.out / "checkpoints"))
+    return _finished(engine, job, ended.run, ended.step, ended.seconds, shape)
 
 
 def _finished(
-    model: Any, job: Job, run: RunState, step: int, seconds: float, shape: RunShape
+    engine: Engine, job: Job, run: RunState, step: int, seconds: float, shape: RunShape
 ) -> TrainOutcome:
     kept = step
     if job.keep_best and run.best_step is not None and run.best_step != step:
@@ -223,102 +197,29 @@ def _finished(
         reason = defect(best)
         if reason is not None:
             raise TrainingError(f"The best checkpoint, {best}, is damaged: {reason}.", next_step="keep_best=false")
-        restore_adapter(model, best)
+        engine.restore(best)
         kept = run.best_step
     return TrainOutcome(
         steps=step, train_loss=run.last_train_loss, best_step=run.best_step, best_loss=run.best_loss, kept_step=kept,
         last_validation_loss=run.last_validation_loss, stopped_early=run.stopped_early, seconds=seconds,
-        tokens=run.tokens, peak_bytes=peak_bytes(next(model.parameters()).device), shape=shape,
+        tokens=run.tokens, peak_bytes=peak_bytes(engine.device), shape=shape,
     )
-
-
-def _arguments(device: torch.device, precision: str, **given: Any) -> Any:
-    from transformers import TrainingArguments
-
-    arguments = TrainingArguments(
-        use_cpu=device.type == "cpu", bf16=precision == "bf16", fp16=precision == "fp16", disable_tqdm=True,
-        logging_nan_inf_filter=False, remove_unused_columns=False, eval_strategy="no", save_strategy="no",
-        logging_strategy="no", ddp_find_unused_parameters=False, **given,
-    )
-    _ = arguments.device  # sets up devices, and `_n_gpu` with them
-    # one process drives one GPU; with several in sight transformers would wrap the model in nn.DataParallel
-    arguments._n_gpu = min(arguments._n_gpu, 1)
-    return arguments
 
 
 def _plans(
-    model: Any, train: Sequence[RenderedRow], validation: Sequence[RenderedRow], batching: str, max_seq_tokens: int,
-    pad_id: int, seed: int,
+    train: Sequence[RenderedRow], validation: Sequence[RenderedRow], engine: Engine, batching: str,
+    max_seq_tokens: int, pad_id: int, seed: int,
 ) -> tuple[BatchPlan, BatchPlan | None]:
     if not train:
         raise TrainingError("There are no rows to train on.")
-    packed = batching == "packed"
-    attention = getattr(model.config, "_attn_implementation", "")
-    flatten = attention.startswith("flash_attention")
-    if packed:
-        _check_packing(model, flatten)
 
     def plan(rows: Sequence[RenderedRow]) -> BatchPlan:
         return BatchPlan(
-            rows, packed=packed, max_seq_tokens=max_seq_tokens, pad_id=pad_id, seed=seed, flatten=flatten
+            rows, packed=batching == "packed", max_seq_tokens=max_seq_tokens, pad_id=pad_id, seed=seed,
+            flatten=engine.flatten,
         )
 
     return plan(train), plan(validation) if validation else None
-
-
-def _check_packing(model: Any, flatten: bool) -> None:
-    """Raises `ConfigError` unless this model, as it is, keeps packed rows apart.
-
-    Most architectures of transformers derive a block-diagonal mask from restarting positions; some ignore positions.
-    So it is tried: a row behind another must give the logits it gives behind a different one, and those it gives alone.
-    The first comparison has equal shapes and must be exact up to rounding; the second has other shapes, so that
-    rounding may differ more. LLM.int8() is refused outright: it picks its outlier columns over all tokens of a call, so
-    rows that share a call change each other (seen on an H200).
-    """
-    if getattr(base_model(model), "is_loaded_in_8bit", False):
-        raise ConfigError(
-            "int8 weights cannot be packed exactly: LLM.int8() lets the rows of a pack change each other.",
-            next_step="training.batching=group_by_length, or model.quantization=nf4",
-        )
-    refuse = ConfigError(
-        f"{type(base_model(model)).__name__} cannot be packed exactly: rows in one pack see each other.",
-        next_step="training.batching=group_by_length",
-    )
-    if getattr(base_model(model).config, "is_encoder_decoder", False):
-        raise ConfigError(
-            "Encoder-decoder models cannot be packed.", next_step="training.batching=group_by_length"
-        )
-    device = next(model.parameters()).device
-    top = min(int(base_model(model).config.get_text_config().vocab_size), 200)
-    rng = np.random.default_rng(0)
-    first, other, row = (rng.integers(1, top, size=7).tolist() for _ in range(3))
-
-    def logits(*rows: list[int]) -> torch.Tensor:
-        pack = [RenderedRow(ids=ids, trained=[True] * len(ids), source="probe") for ids in rows]
-        batch = collate_packed([pack], pad_id=0, flatten=flatten)
-        inputs = {k: batch[k].to(device) for k in ("input_ids", "position_ids")}
-        out: torch.Tensor = model(**inputs, use_cache=False).logits[0, -len(row) :].float()
-        return out
-
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        behind, behind_other, alone = logits(first, row), logits(other, row), logits(row)
-    model.train(was_training)
-    scale = float(alone.abs().max())
-    narrow = alone.dtype != torch.float32 or any(p.dtype != torch.float32 for p in model.parameters())
-    leak, shift = float((behind - behind_other).abs().max()), float((behind - alone).abs().max())
-    if leak > 1e-4 * scale or shift > (0.1 if narrow else 1e-3) * scale:
-        raise refuse
-
-
-def _check_device(device: torch.device) -> None:
-    expected = int(os.environ.get("LOCAL_RANK", "0"))
-    if device.type == "cuda" and (device.index or 0) != expected:
-        raise ConfigError(
-            f"Training runs on the first GPU that the process sees, not on {device}.",
-            next_step=f"CUDA_VISIBLE_DEVICES={device.index} chulengo train ... --set model.device=cuda",
-        )
 
 
 def _checkpoint_to_resume(out: Path, settings: Mapping[str, Any], message: Callable[[str], None]) -> Path:
@@ -341,18 +242,3 @@ def _rows_hash(rows: Sequence[RenderedRow]) -> str:
         for part in (row.ids, row.trained, row.encoder_ids or []):
             digest.update(len(part).to_bytes(8, "little") + np.asarray(part, dtype=np.int64).tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _left_as_found(model: Any, precision: str) -> Iterator[None]:
-    config = base_model(model).config
-    use_cache = getattr(config, "use_cache", None)
-    with contextlib.ExitStack() as stack:
-        if precision != "float32":  # without autocast a fp32 head could not take 16-bit activations
-            stack.enter_context(trainable_in_fp32(model))
-        try:
-            yield
-        finally:
-            if use_cache is not None:
-                config.use_cache = use_cache
-            model.eval()

@@ -63,6 +63,8 @@ def test_a_default_does_not_contradict_what_is_said() -> None:
         (["model.device=cpu", "training.precision=fp16"], "fp16"),
         (["training.precision=bf16", "model.compute_dtype=float16"], "16-bit"),
         (["prompt.train_roles=[]"], "train_roles"),
+        (["training.gradient_checkpointing=true", "model.activations_policy=keep"], "activations_policy is keep"),
+        (["model.engine=reference", "model.weights_policy=stream"], "are the fast engine's"),
     ],
 )
 def test_contradictions(overrides: list[str], words: str) -> None:

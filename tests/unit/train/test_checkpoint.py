@@ -206,3 +206,16 @@ def test_changed_settings_are_named() -> None:
     assert "gone: 3 -> null" in text
     assert "new: null -> 5" in text
     assert "a:" not in text
+
+
+def test_whoever_the_umask_lets_may_read(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "secretive").write_text("")
+        (folder / "secretive").chmod(0o600)  # as safetensors makes its files
+
+    before = os.umask(0o022)
+    try:
+        checkpoint = write_checkpoint(tmp_path, 1, write, keep=1)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in checkpoint.iterdir()} == {0o644}

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import chulengo
-from chulengo.train.manifest import cuda_driver, git_state, manifest, masked, versions
+from chulengo.train.manifest import cuda_driver, git_state, manifest, masked, own_git_state, versions
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -78,3 +80,20 @@ def test_driver_version(tmp_path: Path) -> None:
     )
     assert cuda_driver(file) == "580.159.04"
     assert cuda_driver(tmp_path / "none") is None
+
+
+def test_own_commit_only_from_a_checkout_that_tracks_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "theirs"
+    package = repository / "venv" / "chulengo"
+    package.mkdir(parents=True)
+    file = package / "__init__.py"
+    file.write_text("")
+    _git(repository, "init", "-q")
+    (repository / "notes").write_text("")
+    _git(repository, "add", "notes")
+    _git(repository, "commit", "-q", "-m", "theirs")
+    monkeypatch.setattr(chulengo, "__file__", str(file))
+    assert own_git_state() is None
+    _git(repository, "add", str(file))
+    _git(repository, "commit", "-q", "-m", "ours")
+    assert own_git_state() == {"commit": _git(repository, "rev-parse", "HEAD"), "dirty": False}

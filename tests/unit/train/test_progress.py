@@ -80,9 +80,23 @@ def test_plain_lines_are_narrow_and_hold_no_control_characters() -> None:
         progress.update({"kind": "validation", "step": 999_999, "loss": math.nan, "perplexity": math.inf})
         progress.message("a \x1b[2Jmessage")
     for line in out.getvalue().splitlines():
-        assert len(line) <= 60
+        assert len(line) <= 79
         assert all(character.isprintable() for character in line)
-    assert "step 999999/1000000  loss" in out.getvalue()
+    assert "step 999999/1000000 loss 1.23e+03 lr 2e-04 123k/s grad 1e-07 3G 13h53m left" in out.getvalue()
+
+
+def test_a_plain_line_holds_every_fact() -> None:
+    clock = Clock()
+    progress, out = _plain(clock, plain_every_steps=1)
+    with progress:
+        progress.start(1)
+        progress.start(100)
+        for step in (10, 11, 12):
+            clock.now += 0.5
+            progress.update(_train(step))
+    lines = out.getvalue().splitlines()
+    assert lines[0].endswith(": 1 step")
+    assert lines[-1] == "step 12/100  loss 1.8800  lr 2e-04  15.1k tok/s  grad 0.91  3.00 GiB  44s left"
 
 
 def test_time_left_excludes_the_first_step_and_counts_validation() -> None:

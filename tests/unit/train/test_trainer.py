@@ -37,12 +37,19 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(tmp_path_factory.mktemp("llama"))
 
 
+@pytest.fixture(params=["reference", "fast"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 ROWS = make_rows(22)
 VALIDATION = make_rows(6, seed=1)
 
 
-def test_rows_outcome_and_files_of_a_run(llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = make_model(llama, dropout=0.1)
+def test_rows_outcome_and_files_of_a_run(
+    llama: Path, engine: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(llama, engine=engine, dropout=0.1)
     shapes: list[RunShape] = []
     capfd.readouterr()
     outcome, rows = train(model, tmp_path, ROWS, VALIDATION)
@@ -105,10 +112,10 @@ def test_result_is_loadable_by_plain_peft(llama: Path, tmp_path: Path) -> None:
     assert torch.equal(load_adapter(load_base(llama, device="cpu"), tmp_path / "adapter")(ids).logits, expected)
 
 
-def test_keep_best_returns_the_best_and_not_the_last(llama: Path, tmp_path: Path) -> None:
+def test_keep_best_returns_the_best_and_not_the_last(llama: Path, engine: str, tmp_path: Path) -> None:
     # a learning rate that overfits random rows within a few epochs
     changes: dict[str, Any] = {"epochs": 6.0, "learning_rate": 3e-2, "keep_checkpoints": 1}
-    model = make_model(llama)
+    model = make_model(llama, engine=engine)
     outcome, rows = train(model, tmp_path, ROWS, VALIDATION, **changes)
     losses = {r["step"]: r["loss"] for r in rows if r["kind"] == "validation" and r["step"] > 0}
     best = min(losses, key=lambda s: losses[s])
@@ -120,21 +127,21 @@ def test_keep_best_returns_the_best_and_not_the_last(llama: Path, tmp_path: Path
     assert_equal_tensors(
         {n.replace(".default", ""): p for n, p in trained_tensors(model).items()}, saved
     )
-    last = make_model(llama)
+    last = make_model(llama, engine=engine)
     outcome, _ = train(last, tmp_path / "last", ROWS, VALIDATION, keep_best=False, **changes)
     assert outcome.kept_step == outcome.steps
     assert steps(tmp_path / "last" / "checkpoints") == [outcome.steps]
 
 
-def test_early_stopping(llama: Path, tmp_path: Path) -> None:
+def test_early_stopping(llama: Path, engine: str, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"epochs": 20.0, "learning_rate": 3e-2, "early_stopping_patience": 2}
-    outcome, rows = train(make_model(llama), tmp_path, ROWS, VALIDATION, **changes)
+    outcome, rows = train(make_model(llama, engine=engine), tmp_path, ROWS, VALIDATION, **changes)
     losses = [r["loss"] for r in rows if r["kind"] == "validation" and r["step"] > 0]
     assert outcome.stopped_early
     assert outcome.steps < outcome.shape.total_steps
     assert losses.index(min(losses)) == len(losses) - 3
     # resuming a run that stopped early trains no further
-    again = make_model(llama)
+    again = make_model(llama, engine=engine)
     resumed, more = train(again, tmp_path, ROWS, VALIDATION, resume=True, **changes)
     assert not more
     assert (resumed.steps, resumed.kept_step, resumed.stopped_early) == (outcome.steps, outcome.kept_step, True)
@@ -151,8 +158,10 @@ def test_early_stopping(llama: Path, tmp_path: Path) -> None:
     ],
     ids=lambda c: ",".join(f"{k}={v}" for k, v in c.items()),
 )
-def test_each_setting_trains(llama: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    model = make_model(llama, dropout=0.05)
+def test_each_setting_trains(llama: Path, engine: str, tmp_path: Path, changes: dict[str, Any]) -> None:
+    # the fast engine has no autocast: its model computes in what `precision` says, or the run is refused
+    dtype = "bfloat16" if engine == "fast" and changes.get("precision") == "bf16" else "auto"
+    model = make_model(llama, engine=engine, dropout=0.05, compute_dtype=dtype)
     outcome, rows = train(model, tmp_path, ROWS, VALIDATION, **changes)
     training = [r for r in rows if r["kind"] == "train"]
     validation = [r["step"] for r in rows if r["kind"] == "validation"]
@@ -221,15 +230,16 @@ def test_a_model_that_ignores_positions_cannot_be_packed(llama: Path, tmp_path: 
         train(model, tmp_path, ROWS, batching="packed")
 
 
-def test_nan_stops_the_run_and_saves_the_batch(llama: Path, tmp_path: Path) -> None:
-    model = make_model(llama)
+def test_nan_stops_the_run_and_saves_the_batch(llama: Path, engine: str, tmp_path: Path) -> None:
+    model = make_model(llama, engine=engine)
     before: dict[str, torch.Tensor] = {}
 
     def poison(row: dict[str, Any]) -> None:
         before.update(trained_tensors(model))
         if row["step"] == 3:
             with torch.no_grad():
-                model.get_input_embeddings().weight[ROWS[5].ids[2]] = float("nan")
+                table = model.weights.embedding_VD if engine == "fast" else model.get_input_embeddings().weight
+                table[ROWS[5].ids[2]] = float("nan")
 
     with pytest.raises(TrainingError) as caught:
         train(model, tmp_path, ROWS, epochs=4.0, sinks=[poison], batch_size=1)
@@ -265,10 +275,10 @@ def test_a_parameter_with_zero_gradients_is_named_after_warmup(llama: Path, tmp_
 
 
 @pytest.mark.parametrize("batching", ["group_by_length", "packed"])
-def test_resume_is_bit_equal_to_going_straight(llama: Path, tmp_path: Path, batching: str) -> None:
+def test_resume_is_bit_equal_to_going_straight(llama: Path, engine: str, tmp_path: Path, batching: str) -> None:
     rows = make_rows(37)
     changes: dict[str, Any] = {"batching": batching, "save_every_steps": 2, "epochs": 3.0, "log_every_steps": 3}
-    straight = make_model(llama, dropout=0.2)
+    straight = make_model(llama, engine=engine, dropout=0.2)
     outcome, expected = train(straight, tmp_path / "straight", rows, VALIDATION, **changes)
 
     class Crash(Exception):
@@ -285,10 +295,10 @@ def test_resume_is_bit_equal_to_going_straight(llama: Path, tmp_path: Path, batc
     for crash in (4, 8):  # in the first epoch and in the second
         with pytest.raises(Crash):
             train(
-                make_model(llama, dropout=0.2, seed=1), tmp_path / "run", rows, VALIDATION, resume=crash > 4,
-                sinks=[seen.append, crash_at(crash)], **changes,
+                make_model(llama, engine=engine, dropout=0.2, seed=1), tmp_path / "run", rows, VALIDATION,
+                resume=crash > 4, sinks=[seen.append, crash_at(crash)], **changes,
             )
-    model = make_model(llama, dropout=0.2, seed=1)
+    model = make_model(llama, engine=engine, dropout=0.2, seed=1)
     torch.manual_seed(99)  # whatever the process did before must not matter
     resumed, rest = train(model, tmp_path / "run", rows, VALIDATION, resume=True, **changes)
     assert resumed.steps == outcome.steps
@@ -298,15 +308,15 @@ def test_resume_is_bit_equal_to_going_straight(llama: Path, tmp_path: Path, batc
     assert merged == {(r["kind"], r["step"]): r["loss"] for r in expected}
 
 
-def test_resume_passes_over_a_damaged_checkpoint(llama: Path, tmp_path: Path) -> None:
-    straight = make_model(llama, dropout=0.1)
+def test_resume_passes_over_a_damaged_checkpoint(llama: Path, engine: str, tmp_path: Path) -> None:
+    straight = make_model(llama, engine=engine, dropout=0.1)
     train(straight, tmp_path / "a", ROWS, save_every_steps=4, keep_checkpoints=3)
     damaged = tmp_path / "a" / "checkpoints" / "checkpoint-12" / "adapter_model.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-10] ^= 4
     damaged.write_bytes(content)
     messages: list[str] = []
-    model = make_model(llama, dropout=0.1)
+    model = make_model(llama, engine=engine, dropout=0.1)
     run_training(
         model, ROWS, [], out=tmp_path / "a", **{**SETTINGS, "save_every_steps": 4, "keep_checkpoints": 3},
         resume=True, message=messages.append,
@@ -315,34 +325,41 @@ def test_resume_passes_over_a_damaged_checkpoint(llama: Path, tmp_path: Path) ->
     assert_equal_tensors(trained_tensors(model), trained_tensors(straight))
 
 
-def test_resume_with_other_settings_or_rows_is_refused(llama: Path, tmp_path: Path) -> None:
-    train(make_model(llama), tmp_path, ROWS, max_steps=2, settings={"lora.rank": 4})
+def test_resume_with_other_settings_or_rows_is_refused(llama: Path, engine: str, tmp_path: Path) -> None:
+    train(make_model(llama, engine=engine), tmp_path, ROWS, max_steps=2, settings={"lora.rank": 4})
     for change, name in (
         ({"learning_rate": 1e-3}, "learning_rate: 0.005 -> 0.001"), ({"max_steps": 9}, "max_steps: 2 -> 9"),
         ({"settings": {"lora.rank": 8}}, "lora.rank: 4 -> 8"), ({"seed": 4}, "seed: 3 -> 4"),
     ):
         with pytest.raises(TrainingError) as caught:
             train(
-                make_model(llama), tmp_path, ROWS, resume=True,
+                make_model(llama, engine=engine), tmp_path, ROWS, resume=True,
                 **{"max_steps": 2, "settings": {"lora.rank": 4}, **change},
             )
         assert name in str(caught.value)
     with pytest.raises(TrainingError, match=r"rows\.train"):
-        train(make_model(llama), tmp_path, ROWS[1:], resume=True, max_steps=2, settings={"lora.rank": 4})
+        train(
+            make_model(llama, engine=engine), tmp_path, ROWS[1:], resume=True, max_steps=2, settings={"lora.rank": 4}
+        )
     # how often to log or save is no part of what a run computes
     train(
-        make_model(llama), tmp_path, ROWS, resume=True, max_steps=2, settings={"lora.rank": 4}, log_every_steps=2,
-        save_every_steps=1,
+        make_model(llama, engine=engine), tmp_path, ROWS, resume=True, max_steps=2, settings={"lora.rank": 4},
+        log_every_steps=2, save_every_steps=1,
     )
 
 
-def test_nothing_to_resume(llama: Path, tmp_path: Path) -> None:
+def test_nothing_to_resume(llama: Path, engine: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no whole checkpoint"):
-        train(make_model(llama), tmp_path, ROWS, resume=True)
+        train(make_model(llama, engine=engine), tmp_path, ROWS, resume=True)
 
 
-@pytest.mark.parametrize("left", [2_000, 60_000, 120_000])
-def test_a_disk_that_fills_up_in_mid_save_costs_nothing(llama: Path, tmp_path: Path, left: int) -> None:
+@pytest.mark.parametrize(
+    ("engine", "left"),
+    [("reference", 2_000), ("reference", 60_000), ("reference", 120_000), ("fast", 2_000), ("fast", 60_000)],
+)
+def test_a_disk_that_fills_up_in_mid_save_costs_nothing(
+    llama: Path, tmp_path: Path, engine: str, left: int
+) -> None:
     # where it fills up decides which library notices: safetensors, torch or Python
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -350,7 +367,7 @@ def test_a_disk_that_fills_up_in_mid_save_costs_nothing(llama: Path, tmp_path: P
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting a small file system needs root")
     try:
-        model = make_model(llama, dropout=0.1)
+        model = make_model(llama, engine=engine, dropout=0.1)
 
         def fill(row: dict[str, Any]) -> None:
             if row["step"] == 9:
@@ -361,7 +378,7 @@ def test_a_disk_that_fills_up_in_mid_save_costs_nothing(llama: Path, tmp_path: P
         assert "checkpoint-6 is untouched" in str(caught.value)
         assert [p.name for p in (disk / "run" / "checkpoints").iterdir()] == ["checkpoint-6"]
         (disk / "ballast").unlink()
-        model = make_model(llama, dropout=0.1)
+        model = make_model(llama, engine=engine, dropout=0.1)
         outcome, _ = train(model, disk / "run", ROWS, resume=True)
         assert outcome.steps == 12
     finally:
@@ -369,8 +386,10 @@ def test_a_disk_that_fills_up_in_mid_save_costs_nothing(llama: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_state_and_the_run_goes_on_from_there(llama: Path, tmp_path: Path, number: int) -> None:
-    straight = make_model(llama, dropout=0.1)
+def test_a_signal_saves_the_state_and_the_run_goes_on_from_there(
+    llama: Path, engine: str, tmp_path: Path, number: int
+) -> None:
+    straight = make_model(llama, engine=engine, dropout=0.1)
     train(straight, tmp_path / "straight", ROWS, VALIDATION)
     messages: list[str] = []
 
@@ -381,26 +400,26 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_from_there(llama: Path, tm
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as caught:
         train(
-            make_model(llama, dropout=0.1), tmp_path / "run", ROWS, VALIDATION, sinks=[interrupt],
+            make_model(llama, engine=engine, dropout=0.1), tmp_path / "run", ROWS, VALIDATION, sinks=[interrupt],
             message=messages.append,
         )
     assert caught.value.step == 5  # the row of step 4 was written inside step 4; the one after it was finished
     assert caught.value.checkpoint == tmp_path / "run" / "checkpoints" / "checkpoint-5"
     assert signal.getsignal(number) == before
     assert "finishing this step" in messages[0]
-    model = make_model(llama, dropout=0.1)
+    model = make_model(llama, engine=engine, dropout=0.1)
     train(model, tmp_path / "run", ROWS, VALIDATION, resume=True)
     assert_equal_tensors(trained_tensors(model), trained_tensors(straight))
 
 
-def test_a_second_ctrl_c_ends_at_once(llama: Path, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_at_once(llama: Path, engine: str, tmp_path: Path) -> None:
     def interrupt(row: dict[str, Any]) -> None:
         if row["step"] == 4:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(make_model(llama), tmp_path, ROWS, sinks=[interrupt], save_every_steps=2)
+        train(make_model(llama, engine=engine), tmp_path, ROWS, sinks=[interrupt], save_every_steps=2)
     assert newest_good(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "checkpoint-2"
 
 
@@ -421,16 +440,16 @@ def test_the_model_is_left_as_it_was_found(llama: Path, tmp_path: Path) -> None:
         ({"schedule": "cosin"}, "cosine"), ({"precision": "half"}, "bf16"),
     ],
 )
-def test_settings_that_cannot_be(llama: Path, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+def test_settings_that_cannot_be(llama: Path, engine: str, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        train(make_model(llama), tmp_path, ROWS, **changes)
+        train(make_model(llama, engine=engine), tmp_path, ROWS, **changes)
 
 
-def test_no_rows(llama: Path, tmp_path: Path) -> None:
+def test_no_rows(llama: Path, engine: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no rows"):
-        train(make_model(llama), tmp_path, [])
+        train(make_model(llama, engine=engine), tmp_path, [])
 
 
-def test_report_whose_package_is_missing(llama: Path, tmp_path: Path) -> None:
+def test_report_whose_package_is_missing(llama: Path, engine: str, tmp_path: Path) -> None:
     with pytest.raises(MissingPackageError, match="pip install trackio"):
-        train(make_model(llama), tmp_path, ROWS, report_to=["trackio"])
+        train(make_model(llama, engine=engine), tmp_path, ROWS, report_to=["trackio"])
