@@ -11,7 +11,8 @@ over blocks of 256 numbers, which may here span two tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -49,6 +50,18 @@ class FlatFactors:
             self._set(gradient.mul_(factor))
         else:
             self.parameter.grad.addcmul_(gradient, factor)
+
+    @contextlib.contextmanager
+    def gradients_in(self, gradient: torch.Tensor) -> Iterator[None]:
+        """Lets a backward inside the block add to a flat tensor instead of to the parameters' gradient."""
+        before = [factor.grad for factor in self.factors]
+        for factor, part in zip(self.factors, self.parts_of(gradient), strict=True):
+            factor.grad = part
+        try:
+            yield
+        finally:
+            for factor, grad in zip(self.factors, before, strict=True):
+                factor.grad = grad
 
     def release(self, gradient: torch.Tensor | None) -> None:
         """Makes sure that a tensor may be overwritten: if it is the parameters' gradient, a copy takes its place."""

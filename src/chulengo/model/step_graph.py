@@ -93,14 +93,15 @@ class StepGraphs:
     def _capture(self, inputs: PackedInputs, embedded_TD: Tensor | None) -> _Captured:
         if self._gradient is None:
             self._gradient = torch.empty_like(self._flat.parameter)
-        parts = self._flat.parts_of(self._gradient)
         inputs = inputs.clone()
         embedded_TD = None if embedded_TD is None else embedded_TD.clone()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, pool=self._pool), torch.enable_grad():
-            nll = self._loss(inputs, embedded_TD)
-            torch._foreach_copy_(parts, list(torch.autograd.grad(nll, self._flat.factors)))
+            self._gradient.zero_()
+            with self._flat.gradients_in(self._gradient):
+                nll = self._loss(inputs, embedded_TD)
+                nll.backward()  # type: ignore[no-untyped-call]
             nll = nll.detach()
         self._pool = graph.pool()
         return _Captured(graph, inputs, embedded_TD, nll)
