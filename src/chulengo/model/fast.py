@@ -33,15 +33,8 @@ from chulengo.model.linear_group import LoraForm, Matrices, seed_of
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
 from chulengo.model.load import resolve_device, resolve_dtype
-from chulengo.model.lora import (
-    ALL_LINEAR,
-    LoraSettings,
-    attach_fresh,
-    lora_settings,
-    named_factors,
-    read_adapter,
-    write_adapter,
-)
+from chulengo.model.lora import attach_fresh, named_factors, read_adapter, write_adapter
+from chulengo.model.lora_settings import ALL_LINEAR, LoraSettings, lora_settings
 from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs, pack_batch, pack_sequences
 from chulengo.model.step_graph import StepGraphs, filled
@@ -69,6 +62,11 @@ class FastModel:
         self._activations = tuple(activations)
         self._host_states = HostStates(device) if "offload" in activations else None
         self._cos_SP, self._sin_SP = rope_tables(shape, device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products."""
+        return self._matrices.dtype
 
     def attach_lora(
         self, *, rank: int, alpha: float, dropout: float = 0.0, targets: Sequence[str] = (ALL_LINEAR,),
@@ -132,6 +130,19 @@ class FastModel:
         """
         return [] if self._flat is None else [self._flat.parameter]
 
+    def clear_gradients(self) -> None:
+        """Drops the gradients, and with them their memory; the next `nll` makes room again."""
+        for parameter in (*self.trainable_parameters(), *self._trained_factors()):
+            parameter.grad = None
+
+    def zero_gradients(self) -> None:
+        """Gives every trainable tensor a gradient, zeros where it has none: for a step without rows."""
+        if self._flat is not None:
+            self._flat.attach_gradients()
+
+    def _trained_factors(self) -> list[nn.Parameter]:
+        return [] if self._flat is None else self._flat.factors
+
     def nll(self, batch: dict[str, Any] | PackedInputs, *, refold: bool = True) -> tuple[Tensor, int]:
         """Returns the summed negative log-likelihood of a batch's targets, in nats, and their number.
 
@@ -172,6 +183,8 @@ class FastModel:
         return {
             "weights": f"{self._matrices.policy}, {str(self._matrices.dtype).removeprefix('torch.')}",
             "activations": ", ".join(f"{policy}: {count} layers" for policy, count in counts.items() if count),
+            "embeddings": "host" if self._embeddings_on_host else "device",
+            "graphs": "none" if self._graphs is None else "of steps",
             "adapter": "none" if form is None else "folded" if form.folded else "separate",
             "kernels": ": ".join(ops.choose(self.device, self._backend)),
             "max_seq_tokens": str(self.shape.max_seq_tokens),
@@ -217,11 +230,15 @@ class FastModel:
                 next_step="load the model with a larger max_seq_tokens",
             )
 
+    @property
+    def _embeddings_on_host(self) -> bool:
+        return self.weights.embedding_VD.device.type != self.device.type
+
     def _embedded(self, inputs: PackedInputs) -> Tensor | None:
         """Returns the tokens' embeddings where the table is on the host, else None."""
-        table_VD = self.weights.embedding_VD
-        if table_VD.device.type == self.device.type:
+        if not self._embeddings_on_host:
             return None
+        table_VD = self.weights.embedding_VD
         shape = (len(inputs.ids_T), table_VD.shape[1])
         rows_TD = torch.empty(shape, dtype=table_VD.dtype, pin_memory=self.device.type == "cuda")
         torch.index_select(table_VD, 0, inputs.ids_T.to(table_VD.device), out=rows_TD)

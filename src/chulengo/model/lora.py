@@ -16,20 +16,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from chulengo.errors import ConfigError, ModelError, nearest
+from chulengo.errors import ModelError
 from chulengo.model.linear_group import Factors, LinearGroup
 from chulengo.model.llama_shape import refuse
-from chulengo.model.load import quiet_libraries
+from chulengo.model.load import import_bitsandbytes, quiet_libraries
+from chulengo.model.lora_settings import LoraSettings
 from chulengo.model.plan_shapes import LINEAR_NAMES
 
-ALL_LINEAR = "all-linear"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
@@ -41,54 +40,6 @@ HARMLESS = (
 )  # fmt: skip
 # others say how A and B began by changing the base weights, which the adapter file does not hold
 PLAIN_BEGINNINGS = (True, False, "gaussian", "orthogonal")
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """What an adapter is, but for its values. `targets` are names among the seven linear maps."""
-
-    rank: int
-    alpha: float
-    dropout: float
-    targets: tuple[str, ...]
-    rslora: bool = False
-
-    @property
-    def scale(self) -> float:
-        """The factor of B A."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
-
-def lora_settings(
-    *, rank: int, alpha: float, dropout: float, targets: Sequence[str], rslora: bool, dora: bool = False,
-    train_head: bool = False, train_embeddings: bool = False,
-) -> LoraSettings:
-    """Returns checked settings.
-
-    Raises:
-        ConfigError: a value that is out of range, or that the fast engine does not have.
-    """
-    for name, wanted in (("dora", dora), ("train_head", train_head), ("train_embeddings", train_embeddings)):
-        if wanted:
-            raise ConfigError(
-                f"lora.{name} is true, which the fast engine does not have.", allowed="false",
-                next_step="--set model.engine=reference",
-            )
-    if rank < 1:
-        raise ConfigError(f"lora.rank is {rank}.", allowed="1 and above")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"lora.dropout is {dropout}.", allowed="0 up to, not including, 1")
-    if tuple(targets) == (ALL_LINEAR,):
-        return LoraSettings(rank, alpha, dropout, LINEAR_NAMES, rslora)
-    unknown = [name for name in targets if name not in LINEAR_NAMES]
-    if unknown or not targets:
-        close = nearest(unknown[0], LINEAR_NAMES) if unknown else None
-        raise ConfigError(
-            f"lora.targets is {list(targets)}.", allowed=f"[{ALL_LINEAR}] alone, or among {', '.join(LINEAR_NAMES)}",
-            next_step=f"lora.targets=[{close or ALL_LINEAR}]",
-        )
-    chosen = tuple(name for name in LINEAR_NAMES if name in targets)
-    return LoraSettings(rank, alpha, dropout, chosen, rslora)
 
 
 def attach_fresh(groups: Sequence[LinearGroup], settings: LoraSettings, *, seed: int, device: torch.device) -> None:
@@ -173,6 +124,7 @@ def write_adapter(
         folder: made if it is not there.
         base_name: of the base model, for `base_model_name_or_path`.
     """
+    import_bitsandbytes(required=False)  # with care, before peft imports it
     import peft
     from safetensors.torch import save_file
 

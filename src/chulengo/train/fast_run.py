@@ -31,7 +31,7 @@ def fast_engine(model: FastModel, *, precision: str, report_to: Sequence[str]) -
     Raises:
         ConfigError: another precision than the model's, or one that needs a loss scaler.
     """
-    dtype = model.weights.embedding_VD.dtype
+    dtype = model.dtype
     own = PRECISIONS.get(dtype)
     wanted = own if precision == "auto" else resolve_precision(precision, model.device)
     if own is None or wanted != own:
