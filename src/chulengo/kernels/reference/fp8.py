@@ -37,8 +37,10 @@ def quantize_rows(x_TK: Tensor) -> tuple[Tensor, Tensor]:
     if wide_TK.numel() == 0:
         return x_TK.to(torch.float8_e4m3fn), torch.ones(x_TK.shape[0], 1, device=x_TK.device)
     amax_T1 = wide_TK.abs().amax(1, keepdim=True).clamp(min=SMALLEST_AMAX)
+    # a number over a tensor is that number times a reciprocal in PyTorch: rounded twice, which a kernel's division is not
+    factor_T1 = torch.full_like(amax_T1, E4M3_LARGEST) / amax_T1
     # clamped, because 448 / amax * amax may round to just above 448; NaN stays NaN
-    scaled_TK = (wide_TK * (E4M3_LARGEST / amax_T1)).clamp(-E4M3_LARGEST, E4M3_LARGEST)
+    scaled_TK = (wide_TK * factor_T1).clamp(-E4M3_LARGEST, E4M3_LARGEST)
     return scaled_TK.to(torch.float8_e4m3fn), amax_T1 / E4M3_LARGEST
 
 
