@@ -176,18 +176,22 @@ def test_dry_run_writes_nothing(
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A Llama with 4,096 positions and 40 rows of guanaco's form, for what a recipe names on the Hub."""
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A Llama with 4,096 positions, 40 rows of guanaco's form and 40 of columns, for what a recipe names on the Hub."""
     folder = tmp_path_factory.mktemp("stand-ins")
     rows = [{"text": f"<s>[INST] What is {i}? [/INST] It is {i}. </s>"} for i in range(40)]
     model = tiny_models.write_model_folder(folder / "llama", max_position_embeddings=4096)
-    return model, write_lines(folder / "guanaco.jsonl", *rows)
+    columns = [{"question": f"What is {i}?", "answer": f"{i}.", "text": f"Film {i}", "label": i % 2} for i in range(40)]
+    return model, write_lines(folder / "guanaco.jsonl", *rows), write_lines(folder / "columns.jsonl", *columns)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.stem for recipe in RECIPES])
-def test_every_recipe(recipe: Path, stand_ins: tuple[Path, Path], tmp_path: Path, capsys: Capture) -> None:
+def test_every_recipe(
+    recipe: Path, stand_ins: tuple[Path, Path, Path], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = load_config(recipe)
-    model, data = stand_ins
+    monkeypatch.chdir(recipe.parents[1])  # a recipe names its prompt's file from here
+    model, data = stand_ins[0], stand_ins[2 if config.prompt.template else 1]
     words: list[object] = ["train", "--config", recipe, "--dry-run", "--offline", "--out", tmp_path / "run"]
     if "/" in config.model.name:
         words += ["--model", model]

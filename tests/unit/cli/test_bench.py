@@ -12,7 +12,8 @@ from chulengo.cli.main import main
 from chulengo.errors import ChulengoError
 from chulengo.train import bench
 
-SMALL = "bench train --batch-size 1 --seq-tokens 16 --steps 2 --warm-up 1 --device cpu".split()
+SMALL = ["bench", "train", "--batch-size", "1", "--seq-tokens", "16", "--steps", "2", "--warm-up", "1"]
+SMALL += ["--device", "cpu"]
 
 
 def test_a_row_for_each_engine_and_the_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,8 @@ def test_more_scenarios_may_be_asked_for_later(tmp_path: Path) -> None:
     [
         ({"seed": 1, "heat": (1, 2)}, ASKED, "other seed"),
         ({"seed": 0, "heat": (1, 2)}, ASKED[1:], "of other scenarios"),
-        ({"seed": 0, "heat": (1, 2)}, [Asked("s0", Scenario("s0", "here", goal="other")), *ASKED[1:]], "of other scenarios"),
+        ({"seed": 0, "heat": (1, 2)}, [Asked("s0", Scenario("s0", "here", goal="other")), *ASKED[1:]],
+         "of other scenarios"),
     ],
 )
 def test_another_simulation_is_left_alone(
