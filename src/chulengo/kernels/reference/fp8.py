@@ -37,7 +37,7 @@ def quantize_rows(x_TK: Tensor) -> tuple[Tensor, Tensor]:
     if wide_TK.numel() == 0:
         return x_TK.to(torch.float8_e4m3fn), torch.ones(x_TK.shape[0], 1, device=x_TK.device)
     amax_T1 = wide_TK.abs().amax(1, keepdim=True).clamp(min=SMALLEST_AMAX)
-    # a number over a tensor is that number times a reciprocal in PyTorch: rounded twice, which a kernel's division is not
+    # PyTorch takes a number over a tensor as that number times a reciprocal: rounded twice, unlike a kernel's division
     factor_T1 = torch.full_like(amax_T1, E4M3_LARGEST) / amax_T1
     # clamped, because 448 / amax * amax may round to just above 448; NaN stays NaN
     scaled_TK = (wide_TK * factor_T1).clamp(-E4M3_LARGEST, E4M3_LARGEST)
