@@ -84,7 +84,8 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(), "platform": platform.platform(), **_host(),
         "torch": torch_state, "devices": devices, "packages": [asdict(package) for package in packages],
         "install": install_lines(packages), "bitsandbytes": _bitsandbytes_state(devices, torch_state["error"]),
-        "attention": _attention(devices, torch_state["error"]), "hub": hub_state(os.environ),
+        "attention": _attention(devices, torch_state["error"]), "engine": engine_state(devices, torch_state["error"]),
+        "hub": hub_state(os.environ),
     }  # fmt: skip
     missing = [package.name for package in packages if package.extra is None and not package.ok]
     found["can_train"] = not missing and torch_state["error"] is None
@@ -324,6 +325,28 @@ def _attention(devices: Iterable[Mapping[str, Any]], torch_error: str | None) ->
     return found
 
 
+def engine_state(devices: Iterable[Mapping[str, Any]], torch_error: str | None) -> dict[str, str]:
+    """Returns which engine `auto` takes here for what the fast one covers, which kernels it runs, and why.
+
+    Args:
+        devices: as `examine` lists them.
+        torch_error: why torch does not load, or None.
+    """
+    if torch_error is not None:
+        return {"name": "none", "kernels": "none", "why": "torch does not load"}
+    from chulengo.kernels import ops
+
+    gpus = [device for device in devices if device["kind"] == "cuda"]
+    choices = ops.describe(gpus[0]["device"] if gpus else "cpu")
+    kernels = "fused" if choices[0].backend == "fused" else "plain PyTorch"
+    if gpus and not gpus[0]["bf16"]:
+        return {"name": "reference", "kernels": "none", "why": f"the fast one needs bfloat16, which {gpus[0]['name']} "
+                "does not have"}
+    if gpus and choices[0].backend != "fused":
+        return {"name": "reference", "kernels": "none", "why": f"the fast one's kernels do not run: {choices[0].why}"}
+    return {"name": "fast", "kernels": kernels, "why": choices[0].why}
+
+
 def _short(error: BaseException) -> str:
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first[:160]}"
@@ -368,6 +391,9 @@ def _machine_table(found: Mapping[str, Any]) -> Any:
     else:
         rows.append(("CUDA", f"torch built for {state['cuda'] or 'CPU only'}, driver {state['driver'] or 'none'}"))
         rows.append(("attention", ", ".join(found["attention"])))
+        engine = found["engine"]
+        kernels = f", {engine['kernels']} kernels" if engine["name"] == "fast" else ""
+        rows.append(("engine", f"{engine['name']}{kernels} ({engine['why']})"))
     hub = found["hub"]
     access = "offline (HF_HUB_OFFLINE)" if hub["offline"] else "allowed when asked for"
     token = "there is a token" if hub["token"] else "no token (gated models need one: hf auth login)"

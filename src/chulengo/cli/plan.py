@@ -1,8 +1,11 @@
-"""Predicts a run's peak memory by part, from the model's config alone, and says whether it fits and what would.
+"""Predicts a run's memory by part and its speed, from the model's config alone: whether it fits, and what would.
 
   chulengo plan --model nano --data nano-demo
   chulengo plan --config recipes/llama2_7b_guanaco_1gpu.yaml --device-memory 24GiB
   chulengo plan --model DIR --set training.max_seq_tokens=2048 --set training.gradient_checkpointing=true --json
+
+Of a run that the fast engine covers, its policies are chosen here as `train` would choose them. Its speed is predicted
+at rates measured on this machine's GPU, which takes a second, or, with --device-memory, at those of one H200.
 
 Exit status 0 when it fits, 2 when it does not. No weight is read.
 """
@@ -21,6 +24,8 @@ from chulengo.errors import ConfigError, DoesNotFitError
 if TYPE_CHECKING:
     from chulengo.config import RunConfig
     from chulengo.model.plan import DeviceMemory, Plan, TrainingMemory
+    from chulengo.model.plan_fast import Policies
+    from chulengo.model.plan_speed import DeviceRates, StepTime
 
 UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40,
          "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -36,6 +41,7 @@ class DataFacts:
         supervised_tokens: those of them that carry loss.
         longest_row: in tokens.
         steps: optimiser steps of the whole run.
+        mean_tokens: of a row, or of a pack.
     """
 
     rows: int
@@ -43,6 +49,7 @@ class DataFacts:
     supervised_tokens: int
     longest_row: int
     steps: int
+    mean_tokens: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +59,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+@dataclass(frozen=True, slots=True)
+class RunForecast:
+    """Everything that is predicted of a run.
+
+    Attributes:
+        engine: fast or reference.
+        reason: why not the fast one; None when it is, or when the reference engine was asked for.
+        plan: of the memory.
+        policies: of the fast engine; None for the reference engine.
+        step: time of a full micro-batch; None where no rates are known.
+        run_seconds: of the whole training without validation; None without data or rates.
+        rates: of the device; None: the speed is not predicted.
+        fits: whether the memory suffices.
+        change: the smallest change with which it does.
+    """
+
+    engine: str
+    reason: str | None
+    plan: Plan
+    policies: Policies | None
+    step: StepTime | None
+    run_seconds: float | None
+    rates: DeviceRates | None
+    fits: bool
+    change: tuple[tuple[str, ...], Plan] | None
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Prints the plan; raises `DoesNotFitError` after it when the run does not fit."""
     from chulengo.model.folder import read_config, resolve_model, weight_files
-    from chulengo.model.plan import advice, does_not_fit, needed_bytes, predict_memory, smallest_change, stored_shapes
+    from chulengo.model.plan import advice, does_not_fit, stored_shapes
 
     given = None if arguments.device_memory is None else parse_size(arguments.device_memory)
     config = config_from(arguments)
@@ -68,16 +102,102 @@ def run(arguments: argparse.Namespace) -> int:
     facts = _data_facts(config) if config.data.train else None
     device = _device(config, given)
     settings = _settings(config, model_config, device, facts)
-    plan = predict_memory(model_config, settings, stored=stored)
-    fits = needed_bytes(plan) <= device.free_bytes
-    change = None if fits else smallest_change(model_config, settings, device.free_bytes)
+    forecast = _forecast(config, model_config, settings, device, facts, stored, planned=given is not None)
     if arguments.json:
-        print(json.dumps(_as_json(config, plan, device, settings, facts, fits, change), indent=2))
+        print(json.dumps(_as_json(config, forecast, device, settings, facts), indent=2))
     else:
-        _print(config, plan, device, settings, facts, fits)
-    if not fits:
-        raise DoesNotFitError(does_not_fit(plan, device), next_step=advice(change))
+        _print(config, forecast, device, settings, facts)
+    if not forecast.fits:
+        raise DoesNotFitError(does_not_fit(forecast.plan, device), next_step=advice(forecast.change))
     return 0
+
+
+def _forecast(
+    config: RunConfig, model_config: dict[str, Any], settings: TrainingMemory, device: DeviceMemory,
+    facts: DataFacts | None, stored: Any, *, planned: bool,
+) -> RunForecast:
+    from chulengo.model.plan import needed_bytes, predict_memory, smallest_change
+    from chulengo.model.plan_policies import plan_run, smallest_run_change
+    from chulengo.train.finetune import wanted_policies
+
+    reason = _why_not_fast(config, model_config, settings, device, facts, planned=planned)
+    if config.model.engine == "reference" or reason is not None:
+        plan = predict_memory(model_config, settings, stored=stored)
+        fits = needed_bytes(plan) <= device.free_bytes
+        change = None if fits else smallest_change(model_config, settings, device.free_bytes)
+        return RunForecast("reference", reason, plan, None, None, None, None, fits, change)
+    wanted = wanted_policies(config)
+    found = plan_run(model_config, settings, device, wanted)
+    fits = needed_bytes(found.plan) <= device.free_bytes
+    change = None if fits else smallest_run_change(model_config, settings, device, wanted)
+    rates = _rates(config, device, planned=planned)
+    step, seconds = _times(model_config, settings, found.policies, rates, facts)
+    return RunForecast("fast", None, found.plan, found.policies, step, seconds, rates, fits, change)
+
+
+def _why_not_fast(
+    config: RunConfig, model_config: dict[str, Any], settings: TrainingMemory, device: DeviceMemory,
+    facts: DataFacts | None, *, planned: bool,
+) -> str | None:
+    """Returns why the fast engine does not cover this run, or None; also None when nobody asked.
+
+    Raises:
+        ConfigError: it was insisted on.
+    """
+    if config.model.engine == "reference":
+        return None
+    from dataclasses import asdict
+
+    from chulengo.train.coverage import why_not_covered
+    from chulengo.train.finetune import plan_settings
+
+    reason = why_not_covered(
+        model_config, lora=asdict(config.lora), longest_row=facts.longest_row if facts else settings.row_tokens,
+        plan=plan_settings(config, settings.row_tokens), kind=device.kind, has_bf16=device.has_bf16,
+    )
+    if reason is None and device.kind == "cuda" and not planned:
+        from chulengo.kernels import ops
+
+        backend, why = ops.choose("cuda")
+        reason = None if backend == "fused" else f"Its kernels do not run here: {why}."
+    if reason is not None and config.model.engine == "fast":
+        raise ConfigError(
+            f"model.engine is fast, which does not cover this run. {reason}", next_step="--set model.engine=reference"
+        )
+    return reason
+
+
+def _rates(config: RunConfig, device: DeviceMemory, *, planned: bool) -> DeviceRates | None:
+    from chulengo.model.plan_speed import H200
+
+    if device.kind != "cuda":
+        return None
+    if planned:
+        return H200
+    from chulengo.model.load import resolve_device
+    from chulengo.train.bench import measured_rates
+
+    return measured_rates(resolve_device(config.model.device))
+
+
+def _times(
+    model_config: dict[str, Any], settings: TrainingMemory, policies: Policies, rates: DeviceRates | None,
+    facts: DataFacts | None,
+) -> tuple[StepTime | None, float | None]:
+    """Returns the time of a full micro-batch, and of the run, whose micro-batches have the mean tokens of the data."""
+    from dataclasses import replace
+
+    from chulengo.model.plan_shapes import read_shape
+    from chulengo.model.plan_speed import predict_step
+
+    shape = read_shape(model_config)
+    if rates is None or shape is None:
+        return None, None
+    step = predict_step(shape, settings, policies, rates)
+    if facts is None:
+        return step, None
+    usual = predict_step(shape, replace(settings, row_tokens=facts.mean_tokens), policies, rates)
+    return step, facts.steps * settings.gradient_accumulation * usual.seconds
 
 
 def parse_size(text: str) -> int:
@@ -145,29 +265,36 @@ def _data_facts(config: RunConfig) -> DataFacts:
     steps = num_steps(
         steps_per_epoch=batches.steps_per_epoch, epochs=training.epochs, max_steps=training.max_steps
     )
-    return DataFacts(len(lengths), ledger.num_tokens, ledger.num_supervised_tokens, max(lengths, default=0), steps)
+    mean = round(sum(units) / max(1, len(units)))
+    return DataFacts(
+        len(lengths), ledger.num_tokens, ledger.num_supervised_tokens, max(lengths, default=0), steps, max(1, mean)
+    )
 
 
 def _as_json(
-    config: RunConfig, plan: Plan, device: DeviceMemory, settings: TrainingMemory, facts: DataFacts | None,
-    fits: bool, change: tuple[tuple[str, ...], Plan] | None,
+    config: RunConfig, forecast: RunForecast, device: DeviceMemory, settings: TrainingMemory, facts: DataFacts | None
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
+    step, rates, policies = forecast.step, forecast.rates, forecast.policies
     return {
-        "model": config.model.name, "fits": fits, "device": asdict(device), "plan": plan.to_dict(),
-        "settings": asdict(settings), "data": asdict(facts) if facts else None,
-        "smallest_change": list(change[0]) if change else None,
+        "model": config.model.name, "fits": forecast.fits, "engine": forecast.engine, "reason": forecast.reason,
+        "policies": policies.to_dict() if policies else None, "device": asdict(device),
+        "plan": forecast.plan.to_dict(), "settings": asdict(settings), "data": asdict(facts) if facts else None,
+        "step": step.to_dict() if step else None, "run_seconds": forecast.run_seconds,
+        "rates": asdict(rates) if rates else None,
+        "smallest_change": list(forecast.change[0]) if forecast.change else None,
     }  # fmt: skip
 
 
 def _print(
-    config: RunConfig, plan: Plan, device: DeviceMemory, settings: TrainingMemory, facts: DataFacts | None, fits: bool
+    config: RunConfig, forecast: RunForecast, device: DeviceMemory, settings: TrainingMemory, facts: DataFacts | None
 ) -> None:
     from rich.console import Console
 
     from chulengo.model.plan import gib, needed_bytes
 
+    plan = forecast.plan
     console = Console(highlight=False)
     adapter = f", {plan.num_trainable:,} trained ({plan.num_trainable / plan.num_parameters:.2%})"
     size = f"{plan.num_parameters:,} parameters{adapter if plan.predicted else ''}"
@@ -178,6 +305,7 @@ def _print(
         console.print(f"{how}, {settings.optimizer}{', recompute' if settings.gradient_checkpointing else ''}")
     else:
         console.print(f"Cannot predict: {plan.reason}. This is the least it takes: the weights alone.", style="yellow")
+    console.print(_engine_line(forecast), markup=False, soft_wrap=True)
     if facts:
         seen = f"{facts.steps:,} steps; one epoch: {facts.rows:,} rows, {facts.tokens:,} tokens"
         longest = f"longest row {facts.longest_row:,}"
@@ -186,10 +314,43 @@ def _print(
     for note in plan.notes:
         console.print(note, style="dim", soft_wrap=True)
     need = f"needs {gib(needed_bytes(plan))}, {device.name} has {gib(device.free_bytes)} free"
-    verdict = "[green]fits[/]" if fits else "[red]does not fit[/]"
-    tight = fits and plan.device_bytes > device.free_bytes
+    verdict = "[green]fits[/]" if forecast.fits else "[red]does not fit[/]"
+    tight = forecast.fits and plan.device_bytes > device.free_bytes
     slack = " (tight: the allocator will have to give back its slack)" if tight else ""
     console.print(f"{need}: {verdict}, {needed_bytes(plan) / max(1, device.free_bytes):.0%}{slack}", soft_wrap=True)
+    for line in _speed_lines(forecast, settings, facts):
+        console.print(line, soft_wrap=True)
+
+
+def _engine_line(forecast: RunForecast) -> str:
+    if forecast.policies is not None:
+        return f"fast engine: {forecast.policies.describe()}"
+    return f"reference engine{f': {forecast.reason}' if forecast.reason else ''}"
+
+
+def _speed_lines(forecast: RunForecast, settings: TrainingMemory, facts: DataFacts | None) -> list[str]:
+    step, rates = forecast.step, forecast.rates
+    if step is None or rates is None:
+        where = "of the reference engine" if forecast.policies is None else "on a CPU"
+        return [f"speed: not predicted {where}"]
+    parts = ", ".join(f"{name} {1e3 * seconds:,.0f}" for name, seconds in step.parts.items() if seconds >= 5e-4)
+    lines = [
+        f"speed: {step.tokens_per_s:,.0f} tokens/s in full micro-batches of {step.tokens:,} tokens, {rates.source}",
+        f"their {1e3 * step.seconds:,.0f} ms: {parts}",
+    ]
+    if facts is not None and forecast.run_seconds is not None:
+        usual = f"{settings.batch_size} x {facts.mean_tokens:,} tokens"
+        lines.append(
+            f"the run: about {_duration(forecast.run_seconds)} for {facts.steps:,} steps in micro-batches of {usual} "
+            "on average, without validation and saving"
+        )
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _table(plan: Plan) -> Any:

@@ -19,6 +19,8 @@ from chulengo.config import RunConfig, load_config
 from chulengo.data.wording import counted
 from chulengo.errors import ConfigError
 
+PLAN_TOLERANCE = 1.05
+
 if TYPE_CHECKING:
     from chulengo.train.finetune import RunResult
     from chulengo.train.inputs import Inputs
@@ -113,9 +115,19 @@ def print_result(result: RunResult) -> None:
     kept = f", weights of step {outcome.kept_step} kept" if outcome.kept_step != outcome.steps else ""
     early = ", stopped early" if outcome.stopped_early else ""
     print(f"{counted(outcome.steps, 'step')} in {outcome.seconds:.0f} s{early}{kept}.")
+    if result.planned_peak_bytes is not None:
+        print(memory_line(outcome.peak_bytes, result.planned_peak_bytes))
     folder = shlex.quote(str(result.paths.root))
     print(f"Adapter: {result.paths.adapter}   Loss plot: {result.paths.plots / 'loss.png'}")
     print(f"Next: chulengo chat --adapter {folder}   or: chulengo eval --adapter {folder} --data D --exact-match")
+
+
+def memory_line(measured: int, planned: int) -> str:
+    """Returns the sentence by which a wrong plan is seen: it should hold, and rows are rarely all full."""
+    from chulengo.model.plan import gib
+
+    beyond = ": the plan was too low, please report it" if measured > PLAN_TOLERANCE * planned else ""
+    return f"Peak memory: {gib(measured)} measured, {gib(planned)} planned for full rows{beyond}."
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:

@@ -6,6 +6,7 @@ import math
 
 from chulengo.config.schema import RunConfig
 
+FAST_ONLY = {"model.weights_policy", "model.activations_policy", "model.embeddings_policy", "model.graphs"}
 REPORTS = ("tensorboard", "trackio", "mlflow", "wandb")
 
 
@@ -103,10 +104,12 @@ def contradictions(config: RunConfig, said: set[str]) -> list[str]:
         (training.gradient_checkpointing and model.activations_policy in ("keep", "selective"),
          f"training.gradient_checkpointing recomputes all activations, but model.activations_policy is "
          f"{model.activations_policy}; give one"),
-        (model.engine == "reference" and {"model.weights_policy", "model.activations_policy"} & said != set()
-         and (model.weights_policy, model.activations_policy) != ("auto", "auto"),
-         "model.weights_policy and model.activations_policy are the fast engine's, but model.engine is reference; "
+        (model.engine == "reference" and bool(FAST_ONLY & said)
+         and (model.weights_policy, model.activations_policy, model.embeddings_policy, model.graphs) != ("auto",) * 4,
+         f"{', '.join(sorted(FAST_ONLY))} are the fast engine's, but model.engine is reference; "
          "to recompute there: training.gradient_checkpointing"),
+        (model.graphs == "always" and config.lora.dropout > 0,
+         "model.graphs is always, but masks of lora.dropout are made anew for every step; give one"),
         (bool(config.prompt.train_roles) is False and config.prompt.train_on != "everything",
          "prompt.train_roles is empty, so no token would carry loss"),
     ]

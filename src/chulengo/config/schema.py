@@ -14,6 +14,8 @@ Precision = Literal["auto", "float32", "bf16", "fp16"]
 Engine = Literal["auto", "fast", "reference"]
 WeightsPolicy = Literal["auto", "stream", "resident"]
 ActivationsPolicy = Literal["auto", "keep", "selective", "full", "offload"]
+EmbeddingsPolicy = Literal["auto", "device", "host"]
+GraphsPolicy = Literal["auto", "always", "never"]  # not on and off, which YAML reads as true and false
 Quantization = Literal["nf4", "fp4", "int8", "none"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 OverlongPolicy = Literal["error", "drop", "drop_turns", "cut", "split"]
@@ -38,6 +40,8 @@ class ModelConfig:
     attention: Attention = "sdpa"  # transformers' attention implementation; the fast engine has its own
     weights_policy: WeightsPolicy = "auto"  # fast engine: matrices written at each use, or kept (auto: where they fit)
     activations_policy: ActivationsPolicy = "auto"  # fast engine: what the backward pass finds (auto: all that fits)
+    embeddings_policy: EmbeddingsPolicy = "auto"  # fast engine: where their table is (auto: on the device if it fits)
+    graphs: GraphsPolicy = "auto"  # fast engine: steps as CUDA graphs (auto: on a GPU, up to 2,048 tokens, no dropout)
     offline: bool = False  # True (or HF_HUB_OFFLINE=1): a Hub name that is not in the local cache is an error
 
 

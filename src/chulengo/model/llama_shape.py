@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from chulengo.errors import ModelError
 from chulengo.model.folder import context_tokens
 from chulengo.model.plan_shapes import FAMILY, ModelShape, read_shape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 REFERENCE = "--set model.engine=reference"
 DEFAULT_THETA = 10000.0
@@ -95,6 +96,8 @@ def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:
     llama3 (Llama 3.1, section 3.4.3 of https://arxiv.org/abs/2407.21783): wavelengths up to original/high stay, those
     from original/low on are stretched by `factor`, those between are interpolated.
     """
+    import torch  # not above: a plan reads shapes without it
+
     frequency = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if rope.kind == "linear":
         return frequency / rope.factor
@@ -110,6 +113,8 @@ def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:
 
 def rope_tables(shape: LlamaShape, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns cos and sin of every position, float32 [max_seq_tokens, H/2], as `ops.rope` reads them."""
+    import torch
+
     frequency = rope_frequencies(shape.rope, shape.sizes.head_dim)
     angle = torch.arange(shape.max_seq_tokens, dtype=torch.float32)[:, None] * frequency
     return angle.cos().to(device), angle.sin().to(device)

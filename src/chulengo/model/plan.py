@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "DeviceMemory", "Plan", "TrainingMemory", "advice", "check_fits", "device_memory", "does_not_fit", "gib",
-    "needed_bytes", "predict_memory", "smallest_change", "stored_shapes", "training_memory",
+    "DeviceMemory", "Plan", "TrainingMemory", "advice", "changed_memory", "changes_by_cost", "check_fits",
+    "device_memory", "does_not_fit", "gib", "needed_bytes", "override_text", "predict_memory", "smallest_change",
+    "stored_shapes", "training_memory",
 ]  # fmt: skip
 
 
@@ -129,11 +130,11 @@ def smallest_change(
     Returns:
         `--set` strings such as "training.gradient_checkpointing=true", and the plan with them.
     """
-    for changes in _changes(settings):
-        changed = _changed(settings, changes)
+    for changes in changes_by_cost(settings):
+        changed = changed_memory(settings, changes)
         plan = predict_memory(config, changed)
         if plan.predicted and needed_bytes(plan) <= device_bytes:
-            return tuple(f"{key}={_yaml(value)}" for key, value in changes.items()), plan
+            return tuple(override_text(key, value) for key, value in changes.items()), plan
     return None
 
 
@@ -156,7 +157,7 @@ def advice(change: tuple[tuple[str, ...], Plan] | None) -> str:
     return " ".join(f"--set {override}" for override in overrides) + f"   (then {gib(needed_bytes(plan))})"
 
 
-def _changes(settings: TrainingMemory) -> list[dict[str, Any]]:
+def changes_by_cost(settings: TrainingMemory) -> list[dict[str, Any]]:
     """Returns the candidate changes, cheapest first, as {"section.key": value}."""
     recompute: dict[str, Any] = (
         {} if settings.gradient_checkpointing else {"training.gradient_checkpointing": True}
@@ -184,12 +185,14 @@ def _changes(settings: TrainingMemory) -> list[dict[str, Any]]:
     return unique
 
 
-def _changed(settings: TrainingMemory, changes: Mapping[str, Any]) -> TrainingMemory:
+def changed_memory(settings: TrainingMemory, changes: Mapping[str, Any]) -> TrainingMemory:
+    """Returns the settings with changes of `changes_by_cost`."""
     renamed = {"max_seq_tokens": "row_tokens"}
     names = {key.rpartition(".")[2]: value for key, value in changes.items()}
     values = {name: getattr(settings, name) for name in settings.__slots__}
     return TrainingMemory(**(values | {renamed.get(name, name): value for name, value in names.items()}))
 
 
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def override_text(key: str, value: Any) -> str:
+    """Returns what follows `--set` to make a change."""
+    return f"{key}={str(value).lower() if isinstance(value, bool) else value}"

@@ -25,10 +25,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from chulengo.data.batches import IGNORE
 from chulengo.errors import ChulengoError
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape
+from chulengo.model.plan_speed import DeviceRates
 
 FIRST_LOSSES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}  # nats that engines may differ by
 LIMIT_SECONDS = 0.3
 ROUNDS_AT_LEAST = 3
+COPIED_BYTES = 1 << 28  # beyond every cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,16 @@ def sustained(run: Callable[[], object], device: torch.device) -> float:
         run()
     _wait(device)
     return (time.perf_counter() - begin) / rounds
+
+
+def measured_rates(device: torch.device) -> DeviceRates:
+    """Returns what a GPU does when it does nothing else; takes a second and half a gigabyte."""
+    x, w = (_noise(size, torch.bfloat16, device) for size in ((8192, 4096), (11008, 4096)))
+    products = 2 * 8192 * 4096 * 11008 / sustained(lambda: x @ w.t(), device)
+    source = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = 2 * COPIED_BYTES / sustained(lambda: target.copy_(source), device)  # read and written
+    return DeviceRates(products, copied, "at rates measured here")
 
 
 def _times(

@@ -1,13 +1,11 @@
 """Which engine trains a run, and with which policies: decided once, before a weight is loaded, and said.
 
 `auto` means the fast engine wherever it computes what was asked for, and the reference engine otherwise, with the
-reason. `fast` where it does not apply is an error with the same reason. The reasons come from the fast engine's own
-checks (`read_llama_shape`, `lora_settings`), so that there is one list of what it covers; what is looked at here is
-what those cannot see: settings that are the reference engine's alone.
+reason (`coverage.py`, and here what has to be asked of the device). `fast` where it does not apply is an error with
+the same reason.
 
-Policies change when something is computed and how much memory that takes, never a number. `auto` keeps as much as
-fits: first activations, since computing them again is a third of a step, then the matrices. What fits is judged by the
-plan of the reference engine, which needs more than the fast one for the same rows.
+Policies change when something is computed and how much memory that takes, never a number; graphs, which fill batches
+up, may change the last bits. `model/plan_policies.py` chooses them, by the same plan that says whether the run fits.
 """
 
 from __future__ import annotations
@@ -20,16 +18,16 @@ from typing import Any
 
 import torch
 
-from chulengo.errors import ChulengoError, ConfigError
+from chulengo.errors import ConfigError, DoesNotFitError
 from chulengo.kernels import ops
-from chulengo.model.llama_shape import REFERENCE, read_llama_shape
+from chulengo.model.llama_shape import REFERENCE
 from chulengo.model.load import resolve_device, resolve_dtype, use_threads
-from chulengo.model.lora import lora_settings
-from chulengo.model.plan import device_memory, needed_bytes, predict_memory, training_memory
-from chulengo.model.plan_shapes import read_shape
+from chulengo.model.plan import DeviceMemory, device_memory, training_memory
+from chulengo.model.plan_policies import RunPlan, Wanted, check_room, plan_run
+from chulengo.train.coverage import DTYPE_OF, fast_dtype, why_not_covered
 from chulengo.train.optimizer import resolve_precision
 
-DTYPE_OF = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # precision -> dtype of products
+SETTINGS = ("weights_policy", "activations_policy", "embeddings_policy", "graphs")  # of section `model`
 PRECISION_OF = {name: precision for precision, name in DTYPE_OF.items()}
 
 
@@ -42,29 +40,40 @@ class EngineChoice:
         reason: why the fast engine does not apply; None when it does, or when the reference engine was asked for.
         compute_dtype: float32, bfloat16 or float16.
         precision: float32, bf16 or fp16.
-        weights: stream or resident; auto for the reference engine.
-        activations: keep, selective or full; auto for the reference engine.
+        found: policies and plan of the fast engine; None for the reference engine.
+        check_room: raises `DoesNotFitError` when the fast engine's plan does not fit.
     """
 
     engine: str
     reason: str | None
     compute_dtype: str
     precision: str
-    weights: str = "auto"
-    activations: str = "auto"
+    found: RunPlan | None = None
+    check_room: Callable[[], None] = lambda: None
+
+    def settings(self) -> dict[str, str]:
+        """Returns what every `auto` of section `model` stands for; activations that differ by layer stay `auto`."""
+        resolved = {"compute_dtype": self.compute_dtype, "engine": self.engine}
+        if self.found is None:
+            return resolved | dict.fromkeys(SETTINGS, "auto")
+        policies = self.found.policies
+        kinds = set(policies.activations)
+        activations = kinds.pop() if len(kinds) == 1 else "auto"
+        graphs = "always" if policies.graphs else "never"
+        values = (policies.weights, activations, policies.embeddings, graphs)
+        return resolved | dict(zip(SETTINGS, values, strict=True))
 
 
 def choose_engine(
-    wanted: str, model_config: Mapping[str, Any], *, weights: str, activations: str, lora: Mapping[str, Any],
-    longest_row: int, plan: Mapping[str, Any], device: str,
+    wanted: str, model_config: Mapping[str, Any], *, policies: Wanted, lora: Mapping[str, Any], longest_row: int,
+    plan: Mapping[str, Any], device: str,
 ) -> EngineChoice:
     """Returns the engine and its policies, every `auto` resolved.
 
     Args:
         wanted: auto, fast or reference.
         model_config: content of the model's `config.json`.
-        weights: auto, stream or resident.
-        activations: auto, keep, selective or full.
+        policies: of the fast engine, as the user wants them.
         lora: the arguments of `attach_lora`, but for the seed.
         longest_row: in tokens.
         plan: the settings that decide memory, as `model.plan.training_memory` takes them.
@@ -76,13 +85,16 @@ def choose_engine(
     place = resolve_device(device)
     compute_dtype, precision = plan["compute_dtype"], plan["precision"]
     if wanted != "reference":
-        reason = why_not_fast(model_config, lora=lora, longest_row=longest_row, plan=plan, place=place)
+        memory = device_memory(str(place))
+        reason = why_not_fast(model_config, lora=lora, longest_row=longest_row, plan=plan, place=place, memory=memory)
         if reason is None:
-            name = str(_fast_dtype(compute_dtype, precision, place)).removeprefix("torch.")
-            settings = {**plan, "compute_dtype": name, "precision": PRECISION_OF[name]}
-            kept = _activations(activations, model_config, settings, place)
-            held = _weights(weights, model_config, settings | {"gradient_checkpointing": kept == "full"}, place)
-            return EngineChoice("fast", None, name, PRECISION_OF[name], held, kept)
+            name = fast_dtype(compute_dtype, precision, memory.kind, has_bf16=memory.has_bf16)
+            assert name is not None, "why_not_fast has asked"
+            exact = {**plan, "compute_dtype": name, "precision": PRECISION_OF[name]}
+            settings = training_memory(device=memory, **exact)
+            found = plan_run(model_config, settings, memory, policies)
+            room = functools.partial(check_room, model_config, settings, memory, found, policies)
+            return EngineChoice("fast", None, name, PRECISION_OF[name], found, room)
         if wanted == "fast":
             raise ConfigError(f"model.engine is fast, which does not cover this run. {reason}", next_step=REFERENCE)
     else:
@@ -93,32 +105,21 @@ def choose_engine(
 
 def why_not_fast(
     model_config: Mapping[str, Any], *, lora: Mapping[str, Any], longest_row: int, plan: Mapping[str, Any],
-    place: torch.device,
+    place: torch.device, memory: DeviceMemory,
 ) -> str | None:
-    """Returns a sentence that says what the fast engine does not cover, or None when it covers everything."""
-    try:
-        read_llama_shape(model_config, max_seq_tokens=longest_row)
-        lora_settings(**lora)
-    except ChulengoError as error:
-        allowed = f" (there: {error.allowed})" if error.allowed else ""
-        return f"{error.given}{allowed}"
-    if plan["quantization"] not in ("nf4", "none"):
-        return f"model.quantization is {plan['quantization']} (there: nf4, none)."
-    if plan["attention"] != "sdpa":
-        return f"model.attention is {plan['attention']}, which is transformers'."
-    dtype = _fast_dtype(plan["compute_dtype"], plan["precision"], place)
-    if dtype is None:
-        return (
-            f"Products in {plan['compute_dtype']} under training.precision {plan['precision']} mix two types "
-            "(there: one for everything)."
-        )
-    if dtype == torch.float16:
-        return "float16 needs a loss scaler (there: bfloat16, float32)."
-    if place.type == "cuda" and dtype == torch.float32:
-        return "On a GPU it attends in 16 bits only, and float32 was asked for."
-    if place.type == "cuda" and ops.choose(place)[0] != "fused":
+    """Returns a sentence that says what the fast engine does not cover here, or None when it covers everything.
+
+    Raises:
+        ConfigError: a dtype or precision that the device does not have.
+    """
+    resolve_dtype(plan["compute_dtype"], place)
+    resolve_precision(plan["precision"], place)
+    reason = why_not_covered(
+        model_config, lora=lora, longest_row=longest_row, plan=plan, kind=memory.kind, has_bf16=memory.has_bf16
+    )
+    if reason is None and place.type == "cuda" and ops.choose(place)[0] != "fused":
         return f"Its kernels do not run here: {ops.choose(place)[1]}."
-    return None
+    return reason
 
 
 def load_model(
@@ -149,9 +150,18 @@ def load_model(
     if choice.engine == "fast":
         from chulengo.model.fast import load_fast
 
-        model = load_fast(
-            folder, **shared, max_seq_tokens=longest_row, weights=choice.weights, activations=choice.activations
-        )
+        assert choice.found is not None, "the fast engine has a plan"
+        how = choice.found.policies
+        try:
+            model = load_fast(
+                folder, **shared, max_seq_tokens=longest_row, weights=how.weights, activations=how.activations,
+                embeddings=how.embeddings, graphs=how.graphs,
+            )
+        except torch.OutOfMemoryError as error:
+            raise DoesNotFitError(
+                f"The weights of {name} do not fit on {device}.",
+                next_step="a smaller model, or: chulengo plan, which says what needs how much",
+            ) from error
         # float32 is a CPU's, where the forms differ in rounding only: a step of the demo took 0.148 s of one core with
         # W + s B A written once a step, 0.133 with two products more
         model.attach_lora(**lora, seed=seed, form="separate" if choice.compute_dtype == "float32" else "auto")
@@ -177,42 +187,10 @@ def adapter_writer(model: Any) -> Callable[[Path], None]:
 def describe_engine(facts: Mapping[str, str]) -> str:
     """Returns what tells the user which engine trains, how, what beside the adapter, and why it is not the fast one."""
     if facts["name"] == "fast":
-        shown = ("weights", "activations", "adapter", "kernels")
+        shown: tuple[str, ...] = ("weights", "activations", "adapter", "kernels")
+        shown += ("embeddings",) if facts["embeddings"] == "host" else ()
+        shown += ("graphs",) if facts["graphs"] != "none" else ()
         return "engine: fast · " + " · ".join(f"{name} {facts[name]}" for name in shown)
     why = f"; the fast one does not cover this run. {facts['reason']}" if "reason" in facts else ""
     full = f"\n{facts['trained in full']}" if "trained in full" in facts else ""
     return f"engine: reference (transformers, peft, bitsandbytes){why}{full}"
-
-
-def _fast_dtype(compute_dtype: str, precision: str, place: torch.device) -> torch.dtype | None:
-    """Returns the one dtype that both settings ask for, None when they ask for two."""
-    if precision == "auto":
-        return resolve_dtype(compute_dtype, place)
-    wanted = DTYPE_OF[resolve_precision(precision, place)]
-    return resolve_dtype(wanted, place) if compute_dtype in ("auto", wanted) else None
-
-
-def _activations(
-    wanted: str, model_config: Mapping[str, Any], plan: Mapping[str, Any], place: torch.device
-) -> str:
-    if wanted != "auto":
-        return wanted
-    if plan["gradient_checkpointing"]:
-        return "full"
-    return "keep" if _left(model_config, plan, place) >= 0 else "full"
-
-
-def _weights(wanted: str, model_config: Mapping[str, Any], plan: Mapping[str, Any], place: torch.device) -> str:
-    if wanted != "auto":
-        return wanted
-    shape = read_shape(model_config)
-    assert shape is not None, "why_not_fast has read it"
-    size = torch.finfo(getattr(torch, plan["compute_dtype"])).bits // 8
-    matrices = shape.num_layers * shape.layer_linear_weights * size
-    return "resident" if matrices <= _left(model_config, plan, place) else "stream"
-
-
-def _left(model_config: Mapping[str, Any], plan: Mapping[str, Any], place: torch.device) -> int:
-    """Returns the bytes that the plan leaves free on the device; negative when it does not fit."""
-    memory = device_memory(str(place))
-    return memory.free_bytes - needed_bytes(predict_memory(model_config, training_memory(device=memory, **plan)))

@@ -90,8 +90,7 @@ class FastLoop:
                     break
         finally:
             self.model.train(False)
-            for parameter in (self.parameter, *self.model.named_parameters().values()):
-                parameter.grad = None
+            self.model.clear_gradients()
 
     def resume(self, checkpoint: Path, step: int) -> None:
         """Goes on from a checkpoint."""
@@ -139,10 +138,9 @@ class FastLoop:
         return upcoming
 
     def _backward(self, current: _Step) -> list[Tensor]:
-        """Adds the gradients of a step's micro-batches, and returns their summed losses."""
-        if self.parameter.grad is None:
-            self.parameter.grad = torch.zeros_like(self.parameter)
-        self.parameter.grad.zero_()
+        """Makes the gradients of a step's micro-batches, and returns their summed losses."""
+        # dropped, not zeroed: a graph's own gradients then become the step's (160 MB less on Llama 2 7B, rank 16)
+        self.model.clear_gradients()
         nlls = []
         for place, inputs in enumerate(current.inputs):
             if inputs.num_targets == 0:
@@ -160,6 +158,7 @@ class FastLoop:
         Raises:
             TrainingError: a number that is not finite, or a tensor that no gradient reaches.
         """
+        self.model.zero_gradients()  # where this rank has no rows: it still has its part in the sum
         gradient = self.parameter.grad
         assert gradient is not None
         own = torch.stack(nlls).double() if nlls else gradient.new_zeros(0, dtype=torch.float64)

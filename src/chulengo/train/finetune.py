@@ -47,6 +47,8 @@ from chulengo.train.run_folder import RunPaths, refuse_used
 from chulengo.train.whole_files import explained, write_json
 
 if TYPE_CHECKING:
+    from chulengo.model.plan import Plan
+    from chulengo.model.plan_policies import Wanted
     from chulengo.train.engine import EngineChoice
     from chulengo.train.progress import LiveProgress
     from chulengo.train.trainer import TrainOutcome
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 FREE_SETTINGS = frozenset((
     "out", "model.offline", "training.report_to", "training.keep_checkpoints", "training.save_every_steps",
     "training.log_every_steps", "model.cpu_threads", "model.weights_policy", "model.activations_policy",
+    "model.embeddings_policy",
 ))  # fmt: skip
 
 
@@ -68,6 +71,8 @@ class RunResult:
         outcome: how training went.
         base_loss: validation loss of the base, nats a supervised token; None without validation rows.
         tuned_loss: the same for the weights that were kept.
+        planned_peak_bytes: what the plan said of `outcome.peak_bytes`; None where the two cannot be compared: on a CPU,
+            and for models whose layers the plan does not know.
     """
 
     paths: RunPaths
@@ -75,6 +80,7 @@ class RunResult:
     outcome: TrainOutcome
     base_loss: float | None
     tuned_loss: float | None
+    planned_peak_bytes: int | None = None
 
 
 def prepare_inputs(config: RunConfig, *, split: bool = True, weights: bool = True) -> Inputs:
@@ -173,10 +179,10 @@ def finetune(
     check_rows(inputs)
     with libraries_loading(message):
         choice = engine_for(config, inputs)
-        _check_room(config, inputs, choice)
+        plan = _check_room(config, inputs, choice)
     where = {"model": config.model.name, "data": config.data.train}
     with joined() as ranks, opened_folder(config.out, resume=resume, ranks=ranks, **where) as paths:
-        run = _Run(_resolved(config, inputs, choice, paths), inputs, choice, paths, ranks)
+        run = _Run(_resolved(config, inputs, choice, paths), inputs, choice, plan, paths, ranks)
         say = message if ranks.first else _say_nothing
         if resume:
             check_same_run(paths, inputs, settings=flatten(config), free=FREE_SETTINGS)
@@ -193,9 +199,9 @@ def finetune(
             _plot(paths, rows, config)
             write_json(paths.root / "result.json", {
                 "base_loss": base, "tuned_loss": tuned, "base_perplexity": _exp(base), "tuned_perplexity": _exp(tuned),
-                **dataclasses.asdict(outcome),
+                "planned_peak_bytes": _planned_peak(plan), **dataclasses.asdict(outcome),
             })
-    return RunResult(paths, inputs, outcome, base, tuned)
+    return RunResult(paths, inputs, outcome, base, tuned, _planned_peak(plan))
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +211,7 @@ class _Run:
     config: RunConfig
     inputs: Inputs
     choice: EngineChoice
+    plan: Plan
     paths: RunPaths
     ranks: Ranks
 
@@ -218,10 +225,9 @@ def engine_for(config: RunConfig, inputs: Inputs) -> EngineChoice:
     from chulengo.train.engine import choose_engine
 
     return choose_engine(
-        config.model.engine, inputs.model_config, weights=config.model.weights_policy,
-        activations=config.model.activations_policy, lora=dataclasses.asdict(config.lora),
-        longest_row=_longest_row(inputs), plan=plan_settings(config, _planned_tokens(config, inputs)),
-        device=config.model.device,
+        config.model.engine, inputs.model_config, policies=wanted_policies(config),
+        lora=dataclasses.asdict(config.lora), longest_row=_longest_row(inputs),
+        plan=plan_settings(config, _planned_tokens(config, inputs)), device=config.model.device,
     )
 
 
@@ -238,10 +244,7 @@ def _say_nothing(_: str) -> None:
 
 def _resolved(config: RunConfig, inputs: Inputs, choice: EngineChoice, paths: RunPaths) -> RunConfig:
     """Returns the configuration with every `auto` that was decided replaced by what it stands for here."""
-    model: dict[str, Any] = {
-        "compute_dtype": choice.compute_dtype, "engine": choice.engine, "weights_policy": choice.weights,
-        "activations_policy": choice.activations,
-    }  # fmt: skip
+    model: dict[str, Any] = choice.settings()
     training: dict[str, Any] = {"max_seq_tokens": inputs.max_seq_tokens, "precision": choice.precision}
     return dataclasses.replace(
         config, out=str(paths.root), model=dataclasses.replace(config.model, **model),
@@ -250,17 +253,31 @@ def _resolved(config: RunConfig, inputs: Inputs, choice: EngineChoice, paths: Ru
     )
 
 
-def _check_room(config: RunConfig, inputs: Inputs, choice: EngineChoice) -> None:
-    """Raises `DoesNotFitError` when the plan says that the run needs more memory than the device has."""
+def _check_room(config: RunConfig, inputs: Inputs, choice: EngineChoice) -> Plan:
+    """Returns the run's plan; raises `DoesNotFitError` when it says that the device has not the memory."""
     from chulengo.model.load import resolve_device
     from chulengo.model.plan import check_fits, stored_shapes
 
-    settings = plan_settings(config, _planned_tokens(config, inputs))
-    recompute = settings["gradient_checkpointing"] or choice.activations == "full"
-    check_fits(
+    if choice.found is not None:
+        choice.check_room()
+        return choice.found.plan
+    return check_fits(
         inputs.model_config, device=resolve_device(config.model.device),
-        stored=stored_shapes(weight_files(inputs.folder)), **settings | {"gradient_checkpointing": recompute},
+        stored=stored_shapes(weight_files(inputs.folder)),
+        **plan_settings(config, _planned_tokens(config, inputs)),
     )
+
+
+def _planned_peak(plan: Plan) -> int | None:
+    return plan.peak_bytes if plan.predicted and plan.device == "cuda" else None
+
+
+def wanted_policies(config: RunConfig) -> Wanted:
+    """Returns what a configuration says of the fast engine's policies."""
+    from chulengo.model.plan_policies import Wanted
+
+    model = config.model
+    return Wanted(model.weights_policy, model.activations_policy, model.embeddings_policy, model.graphs)
 
 
 def _longest_row(inputs: Inputs) -> int:
@@ -316,7 +333,8 @@ def _train(
             model, inputs.train.rows, inputs.validation.rows if inputs.validation else [], out=paths.root,
             pad_id=pad_token(inputs.tokenizer.pad_id, inputs.tokenizer.eos_id), settings=settings, resume=resume,
             sinks=[metrics.append, *([shown.update] if shown is not None else []), *([observe] if observe else [])],
-            on_start=started, message=shown.message if shown is not None else message, **options,
+            planned_bytes=_planned_peak(run.plan), on_start=started,
+            message=shown.message if shown is not None else message, **options,
         )
     except ChulengoError:
         with suppress(ChulengoError, OSError):  # the first error is the one to tell

@@ -21,6 +21,7 @@ from chulengo.data.batches import BatchPlan
 from chulengo.data.renderer import RenderedRow
 from chulengo.errors import DoesNotFitError, TrainingError
 from chulengo.model.fast import FastModel
+from chulengo.model.plan import gib
 from chulengo.train.checkpoint import check_same_settings, defect, newest_good
 from chulengo.train.course import read_run_state
 from chulengo.train.fast_run import fast_engine
@@ -97,7 +98,8 @@ def run_training(
     eval_every_steps: int | None, save_every_steps: int | None, keep_checkpoints: int,
     early_stopping_patience: int | None, keep_best: bool, seed: int, report_to: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None, resume: bool = False, sinks: Sequence[Sink] = (),
-    on_start: Callable[[RunShape], None] = lambda _: None, message: Callable[[str], None] = lambda _: None,
+    planned_bytes: int | None = None, on_start: Callable[[RunShape], None] = lambda _: None,
+    message: Callable[[str], None] = lambda _: None,
 ) -> TrainOutcome:
     """Returns how the run went; the model's adapter is the trained one (the best one with `keep_best`).
 
@@ -110,6 +112,7 @@ def run_training(
         settings: what must be the same when the run is resumed, beside these arguments: JSON values by name.
         resume: go on from the newest good checkpoint in `out`.
         sinks: called with each metric row, on rank 0.
+        planned_bytes: peak memory that the plan gives, for the error that says there is no room.
         on_start: called once, when the number of steps is known.
         message: called with sentences for the user.
 
@@ -156,17 +159,18 @@ def run_training(
             adam_epsilon=adam_epsilon, max_grad_norm=max_grad_norm, seed=seed,
         )
         on_start(shape)
-        return _train(engine, job, optimisation, checkpoint, shape)
+        return _train(engine, job, optimisation, checkpoint, shape, planned_bytes)
 
 
 NOT_SETTINGS = frozenset((
-    "model", "train_rows", "validation_rows", "out", "settings", "resume", "sinks", "on_start", "message", "report_to",
-    "keep_checkpoints", "save_every_steps", "log_every_steps",
+    "model", "train_rows", "validation_rows", "out", "settings", "resume", "sinks", "planned_bytes", "on_start",
+    "message", "report_to", "keep_checkpoints", "save_every_steps", "log_every_steps",
 ))  # what may differ when a run is resumed: none of it changes a number in the adapter
 
 
 def _train(
-    engine: Engine, job: Job, settings: Optimisation, checkpoint: Path | None, shape: RunShape
+    engine: Engine, job: Job, settings: Optimisation, checkpoint: Path | None, shape: RunShape,
+    planned_bytes: int | None,
 ) -> TrainOutcome:
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
@@ -178,8 +182,10 @@ def _train(
     try:
         ended = engine.train(job, settings, checkpoint)
     except torch.OutOfMemoryError as error:
+        planned = "" if planned_bytes is None else f", {gib(planned_bytes)} were planned"
         raise DoesNotFitError(
-            f"{engine.device} has no room for a step of this run.",
+            f"{engine.device} has no room for a step of this run: {gib(peak_bytes(engine.device))} were in use at "
+            f"most{planned}.",
             next_step="training.batch_size=1 with more training.gradient_accumulation, "
             "training.gradient_checkpointing=true, a smaller training.max_seq_tokens, or: chulengo plan",
         ) from error

@@ -40,7 +40,7 @@ def test_json_says_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_screen_has_a_verdict_and_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     out = capsys.readouterr().out
-    for part in ("python", "NF4 works", "transformers", "extra eval:", "Next: "):
+    for part in ("python", "NF4 works", "transformers", "extra eval:", "Next: ", "engine"):
         assert part in out
 
 
@@ -137,3 +137,20 @@ def test_the_verdict_for_a_gpu() -> None:
     assert doctor.verdict(found, [])[0].startswith("RTX 4090: QLoRA of models up to Llama 2 13B fits")
     found["bitsandbytes"]["cuda:0"] = "RuntimeError: no kernel image"  # type: ignore[index]
     assert "bitsandbytes does not work on it: RuntimeError: no kernel image" in doctor.verdict(found, [])[0]
+
+
+def test_which_engine_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    from chulengo.kernels import ops
+
+    gpu = {"device": "cuda:0", "kind": "cuda", "name": "Some GPU", "bf16": True}
+    cpu = {"device": "cpu", "kind": "cpu", "name": "CPU"}
+    assert doctor.engine_state([cpu], None) == {
+        "name": "fast", "kernels": "plain PyTorch", "why": "Triton does not compile for cpu",
+    }  # fmt: skip
+    assert doctor.engine_state([cpu], "OSError: broken")["name"] == "none"
+    monkeypatch.setattr(ops, "describe", lambda device: [ops.OpChoice("rms_norm", "fused", "CUDA device and Triton")])
+    assert doctor.engine_state([cpu, gpu], None)["kernels"] == "fused"
+    old = doctor.engine_state([cpu, gpu | {"bf16": False}], None)
+    assert (old["name"], old["why"]) == ("reference", "the fast one needs bfloat16, which Some GPU does not have")
+    monkeypatch.setattr(ops, "describe", lambda device: [ops.OpChoice("rms_norm", "reference", "no Triton")])
+    assert doctor.engine_state([cpu, gpu], None)["why"] == "the fast one's kernels do not run: no Triton"

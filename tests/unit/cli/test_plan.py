@@ -39,13 +39,18 @@ def test_a_run_that_fits(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert part in out
 
 
+REFERENCE = ["--set", "model.engine=reference"]
+
+
 def test_a_run_that_does_not_fit_exits_with_2_and_the_way_out(
     seven_b: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["plan", "--model", str(seven_b), "--device-memory", "24GiB", "--set", "training.max_seq_tokens=2048"]
+    arguments += REFERENCE
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert "does not fit, 211%" in captured.out
+    assert "speed: not predicted of the reference engine" in captured.out
     assert "This run does not fit: it needs 50.59 GiB, and the planned device has 24.00 GiB free." in captured.err
     assert "--set training.gradient_checkpointing=true" in captured.err
     # what it says to type, typed
@@ -53,12 +58,107 @@ def test_a_run_that_does_not_fit_exits_with_2_and_the_way_out(
 
 
 def test_json_is_one_object_also_when_it_does_not_fit(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--model", str(seven_b), "--device-memory", "8GiB", "--json"]) == 2
+    assert main(["plan", "--model", str(seven_b), "--device-memory", "8GiB", "--json", *REFERENCE]) == 2
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] is False
+    assert found["engine"] == "reference"
+    assert found["policies"] is None
     assert found["smallest_change"][0] == "training.gradient_checkpointing=true"
     assert sum(found["plan"]["parts"].values()) == found["plan"]["device_bytes"]
     assert found["settings"]["row_tokens"] == 4096  # the model's context
+
+
+def test_the_fast_engine_fills_the_card(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "--model", str(seven_b), "--device-memory", "24GiB", "--set", "training.max_seq_tokens=2048"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "fast engine: weights stream, activations selective in 22 layers, offload in 10 layers" in out
+    assert "kept by the layers" in out
+    assert "tokens/s in full micro-batches of 8,192 tokens, at the rates of one H200" in out
+    assert "products" in out
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["engine"] == "fast"
+    assert found["reason"] is None
+    assert found["policies"]["activations"] == {"selective": 22, "offload": 10}
+    assert found["rates"]["source"] == "at the rates of one H200"
+    assert found["step"]["seconds"] == pytest.approx(sum(found["step"]["parts_s"].values()))
+    assert found["step"]["tokens_per_s"] == pytest.approx(8192 / found["step"]["seconds"])
+    assert found["plan"]["device_bytes"] <= 24 << 30
+
+
+def test_the_fast_engines_way_out(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "--model", str(seven_b), "--device-memory", "6GiB", "--set", "training.max_seq_tokens=2048"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "--set training.batch_size=1 --set training.gradient_accumulation=4   (then" in said
+    typed = ["--set", "training.batch_size=1", "--set", "training.gradient_accumulation=4"]
+    assert main([*arguments, *typed]) == 0
+    # what was insisted on is given up first
+    kept = ["plan", "--model", str(seven_b), "--device-memory", "16GiB", "--set", "training.max_seq_tokens=2048",
+            "--set", "model.activations_policy=keep"]  # fmt: skip
+    assert main(kept) == 2
+    assert "--set model.activations_policy=auto   (then" in capsys.readouterr().err
+
+
+def test_a_run_that_the_fast_engine_does_not_cover(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "--model", str(seven_b), "--device-memory", "200GiB", "--set", "lora.dora=true",
+                 "--set", "training.gradient_checkpointing=true"]  # fmt: skip
+    assert main(arguments) == 0
+    assert "reference engine: lora.dora is true" in capsys.readouterr().out
+    assert main([*arguments, "--set", "model.engine=fast"]) == 2
+    assert "model.engine is fast, which does not cover this run" in capsys.readouterr().err
+
+
+def test_the_time_of_the_run(
+    seven_b: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from chulengo.cli import plan
+
+    facts = plan.DataFacts(1000, 500_000, 100_000, 2048, 250, 500)
+    monkeypatch.setattr(plan, "_data_facts", lambda config: facts)
+    words = ["plan", "--model", str(seven_b), "--data", "x.jsonl", "--device-memory", "48GiB"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["row_tokens"] == 2048
+    # micro-batches of 4 x 500 tokens are bound by launches: 250 steps of 32 layers x 6.3 ms
+    assert found["run_seconds"] == pytest.approx(250 * 32 * 6.3e-3)
+    assert main(words) == 0
+    assert "the run: about 50 s for 250 steps" in capsys.readouterr().out
+
+
+def test_rates_are_measured_on_this_machines_gpu(
+    seven_b: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from chulengo.kernels import ops
+    from chulengo.model import load
+    from chulengo.model import plan as door
+    from chulengo.model.plan_speed import DeviceRates
+    from chulengo.train import bench
+
+    card = door.DeviceMemory("Some GPU", "cuda", 24 << 30, 24 << 30)
+    monkeypatch.setattr(door, "device_memory", lambda device: card)
+    monkeypatch.setattr(load, "resolve_device", lambda device: device)
+    monkeypatch.setattr(ops, "choose", lambda device: ("fused", ""))
+    monkeypatch.setattr(bench, "measured_rates", lambda device: DeviceRates(68e12, 0.428e12, "at rates measured here"))
+    words = ["plan", "--model", str(seven_b), "--set", "training.max_seq_tokens=2048", "--json"]
+    assert main([*words, "--device-memory", "24GiB"]) == 0
+    usual = json.loads(capsys.readouterr().out)
+    assert main(words) == 0
+    here = json.loads(capsys.readouterr().out)
+    assert here["step"]["seconds"] == pytest.approx(10 * usual["step"]["seconds"])
+    assert here["rates"]["source"] == "at rates measured here"
+    monkeypatch.setattr(ops, "choose", lambda device: ("reference", "Triton is not installed"))
+    assert main([*words, "--set", "training.gradient_checkpointing=true"]) == 0
+    assert json.loads(capsys.readouterr().out)["reason"] == "Its kernels do not run here: Triton is not installed."
+
+
+def test_a_cpus_speed_is_not_predicted(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", str(seven_b), "--set", "model.device=cpu", "--set", "training.max_seq_tokens=512"]
+    assert main([*words, "--device-memory", "400GiB"]) == 0
+    out = capsys.readouterr().out
+    assert "fast engine: weights resident, activations keep" in out
+    assert "speed: not predicted on a CPU" in out
 
 
 def test_steps_tokens_and_the_longest_row_of_the_data(
@@ -114,9 +214,9 @@ def test_what_is_no_size(text: str) -> None:
 def test_the_config_alone_is_enough(tmp_path: Path, seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(seven_b / "config.json", tmp_path / "config.json")
     words = ["--device-memory", "24GiB", "--json"]
-    assert main(["plan", "--model", str(tmp_path), *words]) == 2
+    assert main(["plan", "--model", str(tmp_path), *words]) == 0
     alone = json.loads(capsys.readouterr().out)
-    assert main(["plan", "--model", str(seven_b), *words]) == 2
+    assert main(["plan", "--model", str(seven_b), *words]) == 0
     assert alone["plan"] == json.loads(capsys.readouterr().out)["plan"]
     (tmp_path / "config.json").unlink()
     assert main(["plan", "--model", str(tmp_path), *words]) == 2

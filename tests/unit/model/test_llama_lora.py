@@ -105,7 +105,8 @@ def test_the_form_is_said(llama: Path) -> None:
     assert make_fast(llama, lora={"dropout": 0.1}).describe()["adapter"] == "separate"
     assert load_fast(llama, device="cpu", activations=["keep", "full"]).describe() == {
         "weights": "stream, float32", "activations": "keep: 1 layers, full: 1 layers", "adapter": "none",
-        "kernels": "reference: Triton does not compile for cpu", "max_seq_tokens": "128",
+        "embeddings": "device", "graphs": "none", "kernels": "reference: Triton does not compile for cpu",
+        "max_seq_tokens": "128",
     }  # fmt: skip
 
 

@@ -1,0 +1,115 @@
+"""The time of the fast engine's step by part, from what the device does when it does nothing else.
+
+Each part is its operations or bytes over a rate: matrix products (computed again where the policy says so), attention,
+the products of A and B, dequantisation, everything element by element. The rates are shares of two numbers of the
+device, its sustained bf16 products and its copy speed. The shares were read off profiles of one H200
+(benchmarks/LOG.md), so other cards are extrapolation.
+
+Beside the device works the host, which launches some 110 kernels a layer. A step without a graph takes the longer of
+the two: 2 x 1,024 tokens of Llama 2 7B are 0.12 s of work for an H200 and 0.20 s of launches. The alternative, their
+sum, would be wrong for every large batch, where launches are hidden whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chulengo.model.plan_fast import Policies
+from chulengo.model.plan_memory import DTYPE_BYTES, TrainingMemory
+from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
+
+# shares of the device's rates, from profiles on an H200: see benchmarks/LOG.md
+ATTENTION_SHARE = 0.57
+ELEMENTWISE_SHARE = 0.8
+FACTOR_SHARE = 0.8
+DEQUANTISE_SHARE = 0.35
+# host seconds a layer, forward and backward, of a step without a graph: 0.2029 s for 32 layers (2 x 1,024 tokens)
+LAUNCH_SECONDS = 6.3e-3
+# and this share more where a layer is computed again: 0.24 to 0.31 s for 32 layers (1 x 512 tokens)
+LAUNCHES_AGAIN = 0.36
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRates:
+    """What a device does when it does nothing else.
+
+    Attributes:
+        product_flops: bf16 products, FLOP/s, sustained.
+        copy_bytes: bytes/s read and written by a copy on the device.
+        source: where the numbers are from, in words.
+    """
+
+    product_flops: float
+    copy_bytes: float
+    source: str
+
+
+H200 = DeviceRates(680e12, 4.28e12, "at the rates of one H200")
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """The predicted time of one micro-batch, forward and backward.
+
+    Attributes:
+        parts: seconds; "waiting for launches" is what the host needs beyond the device's own time.
+        tokens: of the micro-batch.
+    """
+
+    parts: Mapping[str, float]
+    tokens: int
+
+    @property
+    def seconds(self) -> float:
+        """Their sum."""
+        return sum(self.parts.values())
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as a JSON-able dict."""
+        return {
+            "seconds": self.seconds, "tokens": self.tokens, "tokens_per_s": self.tokens_per_s,
+            "parts_s": dict(self.parts),
+        }  # fmt: skip
+
+
+def predict_step(
+    shape: ModelShape, settings: TrainingMemory, policies: Policies, rates: DeviceRates
+) -> StepTime:
+    """Returns the predicted time of one micro-batch of full rows on a GPU, without evaluation and data.
+
+    Args:
+        shape: of the model.
+        settings: of the run.
+        policies: of the engine.
+        rates: of the device.
+    """
+    tokens, layers = settings.batch_size * settings.row_tokens, shape.num_layers
+    again = sum(policy in ("full", "offload") for policy in policies.activations) / layers
+    linear = layers * shape.layer_linear_weights
+    down = shape.linear("down_proj")
+    recomputed = 1 - down[0] * down[1] / shape.layer_linear_weights
+    flops = 2 * tokens * linear * (2 + again * recomputed)
+    pairs = tokens * settings.row_tokens / 2 * shape.q_width * layers
+    targets = linear_targets(settings.targets) or LINEAR_NAMES
+    widths = sum(sum(shape.linear(name)) for name in targets)
+    uses = (2 + again * recomputed) if policies.weights == "stream" else 1 / settings.gradient_accumulation
+    size = DTYPE_BYTES[settings.compute_dtype]
+    parts = {
+        "products": flops / rates.product_flops,
+        "attention": 4 * pairs * (3.5 + again) / (ATTENTION_SHARE * rates.product_flops),
+        "head": 4 * tokens * shape.hidden * shape.vocab / rates.product_flops,
+        "adapter": 2 * size * widths * tokens * layers / (FACTOR_SHARE * rates.copy_bytes),
+        "dequantisation": (0.5 + size) * linear * uses / (DEQUANTISE_SHARE * rates.copy_bytes),
+        "elementwise": tokens * layers * size * (22 * shape.hidden + 10 * shape.intermediate) * (1 + 0.35 * again)
+        / (ELEMENTWISE_SHARE * rates.copy_bytes),
+    }  # fmt: skip
+    launches = 0.0 if policies.graphs else LAUNCH_SECONDS * layers * (1 + LAUNCHES_AGAIN * again)
+    parts["waiting for launches"] = max(0.0, launches - sum(parts.values()))
+    return StepTime(parts, tokens)

@@ -1,0 +1,219 @@
+"""Which engine and which policies, on a card that is not there, and what is said when memory and plan differ."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import command_kit
+import tiny_models
+from chulengo.cli.train import memory_line, print_result
+from chulengo.config import load_config
+from chulengo.errors import ConfigError, DoesNotFitError
+from chulengo.model import fast as fast_model
+from chulengo.model.plan import DeviceMemory
+from chulengo.model.plan_policies import Wanted
+from chulengo.train import engine, finetune, trainer
+from chulengo.train.fast_loop import FastLoop
+from training_kit import assert_equal_tensors, make_llama, make_model, make_rows, train, trained_tensors
+
+GIB = 1 << 30
+SEVEN_B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
+}  # fmt: skip
+LORA = {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ("all-linear",), "rslora": False, "dora": False,
+        "train_head": False, "train_embeddings": False}  # fmt: skip
+PLAN = {
+    "quantization": "nf4", "double_quant": True, "compute_dtype": "auto", "attention": "sdpa", "rank": 16,
+    "targets": ("all-linear",), "batch_size": 4, "max_seq_tokens": 2048, "optimizer": "adamw",
+    "gradient_checkpointing": False, "precision": "auto", "dropout": 0.0, "gradient_accumulation": 1,
+    "batching": "packed",
+}  # fmt: skip
+
+
+def card(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
+    """Lets the engine see a GPU of this size."""
+    memory = DeviceMemory("Some GPU", "cuda", int(gib * GIB), int(gib * GIB))
+    monkeypatch.setattr(engine, "device_memory", lambda device: memory)
+    monkeypatch.setattr(engine, "resolve_device", lambda device: torch.device("cuda", 0))
+    monkeypatch.setattr(engine, "resolve_dtype", lambda name, place: torch.bfloat16)
+    monkeypatch.setattr(engine, "resolve_precision", lambda name, place: "bf16")
+    monkeypatch.setattr(engine.ops, "choose", lambda place: ("fused", "here"))
+
+
+def chosen(wanted: str = "auto", policies: Wanted | None = None, **changes: Any) -> engine.EngineChoice:
+    return engine.choose_engine(
+        wanted, SEVEN_B, policies=policies or Wanted(), lora=LORA, longest_row=2048, plan=PLAN | changes, device="cuda"
+    )
+
+
+def test_auto_fills_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 24)
+    choice = chosen()
+    choice.check_room()
+    assert choice.found is not None
+    assert (choice.engine, choice.compute_dtype, choice.precision) == ("fast", "bfloat16", "bf16")
+    assert choice.found.policies.activations == ("selective",) * 22 + ("offload",) * 10
+    # what differs by layer is left to the next plan: it changes no number
+    assert choice.settings() == {
+        "compute_dtype": "bfloat16", "engine": "fast", "weights_policy": "stream", "activations_policy": "auto",
+        "embeddings_policy": "device", "graphs": "never",
+    }  # fmt: skip
+    card(monkeypatch, 139)
+    assert chosen().settings()["activations_policy"] == "keep"
+    assert chosen(batch_size=1).settings()["graphs"] == "always"
+    assert chosen(policies=Wanted(graphs="never"), batch_size=1).settings()["graphs"] == "never"
+    assert chosen(gradient_checkpointing=True).settings()["activations_policy"] == "full"
+
+
+def test_what_does_not_fit_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 6)
+    with pytest.raises(DoesNotFitError, match=r"Some GPU has 6.00 GiB free") as caught:
+        chosen().check_room()
+    assert caught.value.next_step is not None
+    assert "--set training.batch_size=1 --set training.gradient_accumulation=4" in caught.value.next_step
+    chosen(batch_size=1, gradient_accumulation=4).check_room()
+
+
+def test_the_reference_engine_takes_no_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 24)
+    for choice in (chosen("reference"), chosen(quantization="fp4"), chosen(attention="eager")):
+        assert choice.engine == "reference"
+        assert choice.found is None
+        assert choice.settings()["weights_policy"] == choice.settings()["graphs"] == "auto"
+    with pytest.raises(ConfigError, match="On a GPU it attends in 16 bits only"):
+        chosen("fast", compute_dtype="float32")
+    monkeypatch.setattr(engine.ops, "choose", lambda place: ("reference", "Triton is not installed"))
+    assert chosen().reason == "Its kernels do not run here: Triton is not installed."
+
+
+def test_the_model_gets_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked = make_llama(tmp_path / "llama"), {}
+    right = fast_model.load_fast
+
+    def seen(*arguments: Any, **values: Any) -> Any:
+        asked.update(values)
+        return right(*arguments, **values | {"graphs": False})
+
+    monkeypatch.setattr(fast_model, "load_fast", seen)
+    config = json.loads((folder / "config.json").read_text())
+    choice = engine.choose_engine(
+        "fast", config, policies=Wanted("stream", "offload", "host"), lora=LORA, longest_row=64,
+        plan=PLAN | {"max_seq_tokens": 64}, device="cpu",
+    )
+    assert choice.found is not None
+    mixed = replace(choice.found, policies=replace(
+        choice.found.policies, activations=("selective", "offload"), graphs=True
+    ))  # fmt: skip
+    model, facts = engine.load_model(
+        replace(choice, found=mixed), folder, lora=LORA, seed=0, quantization="nf4", double_quant=True, device="cpu",
+        attention="sdpa", cpu_threads=1, longest_row=64, name="tiny", vocab_size=100,
+    )
+    assert (asked["weights"], asked["activations"]) == ("stream", ("selective", "offload"))
+    assert (asked["embeddings"], asked["graphs"]) == ("host", True)
+    assert "activations selective: 1 layers, offload: 1 layers" in engine.describe_engine(facts)
+    assert model.device.type == "cpu"
+
+
+def test_no_memory_for_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **values: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    card(monkeypatch, 24)
+    choice = chosen()
+    monkeypatch.setattr(fast_model, "load_fast", full)
+    with pytest.raises(DoesNotFitError, match="The weights of seven-b do not fit on cuda"):
+        engine.load_model(
+            choice, tmp_path, lora=LORA, seed=0, quantization="nf4", double_quant=True, device="cuda",
+            attention="sdpa", cpu_threads=None, longest_row=64, name="seven-b", vocab_size=100,
+        )
+
+
+def test_no_memory_for_a_step_says_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Any, batch: Any, *, refold: bool = True) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = make_model(make_llama(tmp_path / "llama"), engine="fast")
+    monkeypatch.setattr(type(model), "nll", full)
+    monkeypatch.setattr(trainer, "peak_bytes", lambda device: 8 * GIB)
+    with pytest.raises(DoesNotFitError, match=r"8.00 GiB were in use at most, 7.00 GiB were planned\."):
+        train(model, tmp_path / "run", make_rows(8), planned_bytes=7 * GIB)
+    with pytest.raises(DoesNotFitError, match=r"8.00 GiB were in use at most\."):
+        train(model, tmp_path / "other", make_rows(8))
+
+
+def test_measured_against_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = command_kit.write_lines(tmp_path / "talks.jsonl", *command_kit.conversations(24))
+    folder = tiny_models.write_model_folder(tmp_path / "llama", max_position_embeddings=512)
+    settings = [f"model.name={folder}", f"data.train={data}", "training.max_steps=1", "model.cpu_threads=1",
+                "training.max_seq_tokens=320", "training.overlong=drop", "data.validation_fraction=0"]  # fmt: skip
+    on_cpu = finetune.finetune(load_config(None, [*settings, f"out={tmp_path / 'a'}"]), message=lambda _: None)
+    assert on_cpu.planned_peak_bytes is None  # a process, not tensors
+    print_result(on_cpu)
+    assert "Peak memory" not in capsys.readouterr().out
+    right = finetune._check_room
+
+    def on_gpu(*arguments: Any) -> Any:
+        return replace(right(*arguments), device="cuda")
+
+    monkeypatch.setattr(finetune, "_check_room", on_gpu)
+    result = finetune.finetune(load_config(None, [*settings, f"out={tmp_path / 'b'}"]), message=lambda _: None)
+    stored = json.loads((result.paths.root / "result.json").read_text())
+    assert stored["planned_peak_bytes"] == result.planned_peak_bytes
+    assert stored["planned_peak_bytes"] > 0
+    print_result(result)
+    assert "Peak memory: " in capsys.readouterr().out
+
+
+def test_a_plan_that_was_too_low_is_seen() -> None:
+    assert memory_line(5 * GIB, 5 * GIB) == "Peak memory: 5.00 GiB measured, 5.00 GiB planned for full rows."
+    assert "the plan was too low" in memory_line(6 * GIB, 5 * GIB)
+
+
+def test_gradients_are_dropped_and_not_zeroed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit what zeroing one buffer gave."""
+    folder, rows, found = make_llama(tmp_path / "llama"), make_rows(24), []
+
+    right = FastLoop._backward
+
+    def zeroed(self: FastLoop, current: Any) -> Any:
+        if self.parameter.grad is not None:
+            self.parameter.grad.zero_()
+        return right(self, current)
+
+    for name in ("dropped", "zeroed"):
+        model = make_model(folder, engine="fast")
+        if name == "zeroed":
+            monkeypatch.setattr(FastLoop, "_backward", zeroed)
+            monkeypatch.setattr(type(model), "clear_gradients", lambda self: None)
+        _, metrics = train(model, tmp_path / name, rows, gradient_accumulation=3, epochs=2.0)
+        found.append(([row["grad_norm"] for row in metrics if row["kind"] == "train"], trained_tensors(model)))
+        if name == "dropped":
+            assert all(parameter.grad is None for parameter in model.named_parameters().values())
+    assert found[0][0] == found[1][0]
+    assert_equal_tensors(found[0][1], found[1][1])
+
+
+def test_a_step_without_rows_has_a_gradient_of_zeros(tmp_path: Path) -> None:
+    model = make_model(make_llama(tmp_path / "llama"), engine="fast")
+    model.clear_gradients()
+    model.zero_gradients()
+    assert all(float(p.grad.abs().sum()) == 0.0 for p in model.named_parameters().values())
+    (flat,) = model.trainable_parameters()
+    assert flat.grad is not None
+    nll, count = model.nll({"input_ids": torch.tensor([[1, 5, 9]]), "labels": torch.tensor([[-100, 5, 9]]),
+                            "attention_mask": torch.ones(1, 3, dtype=torch.long)})  # fmt: skip
+    nll.backward()
+    before = flat.grad.clone()
+    model.zero_gradients()  # what is there stays
+    assert torch.equal(flat.grad, before)
+    assert count == 2
+    assert float(before.abs().sum()) > 0
