@@ -2,12 +2,13 @@
 
   chulengo eval --adapter runs/demo --task squad --data FILE --out runs/demo/results/squad
   chulengo eval --task list
+  chulengo eval --task pubmedqa --split train --data FOLDER --write-chats train.jsonl
   chulengo eval --adapter runs/demo --data heldout.jsonl --exact-match
   chulengo eval --model FOLDER --data rows.parquet --num-rows 200 --json
 
 With --task: everything that the task measures, with intervals; --out is a folder, and the same command goes on where
 it was stopped. Without: perplexity, and with --exact-match the share of right answers; --out is a JSON file. --json and
---out also say what every single row gave.
+--out also say what every single row gave. --write-chats writes a split with the task's own prompts, as training data.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_task_arguments(parser, required=False)
     parser.add_argument("--side", choices=("base", "tuned", "both"), default="both",
                         help="which answers, where there is an adapter (default: both)")
+    parser.add_argument("--write-chats", metavar="FILE",
+                        help="write the split's conversations as training data (JSON lines), and stop")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -68,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_taskless(arguments: argparse.Namespace) -> int:
     for name, value in (("--compare-with", arguments.compare_with), ("--encoder", arguments.encoder),
-                        ("--split", arguments.split)):
+                        ("--split", arguments.split), ("--write-chats", arguments.write_chats)):
         if value:
             raise ConfigError(f"{name} belongs to a task.", next_step="--task NAME   (chulengo eval --task list)")
     config = session_config(arguments)

@@ -48,6 +48,8 @@ def run_task(arguments: argparse.Namespace) -> int:
         raise ConfigError("--side tuned needs an adapter.", next_step="--adapter RUN")
     seconds = Seconds()
     task = load_task(arguments.task)
+    if arguments.write_chats:
+        return _write_chats(task, arguments)
     path = results_path(arguments.out)
     # a wrong encoder shows before an hour of answers
     metrics = answer_metrics(task, encoder=Path(arguments.encoder) if arguments.encoder else None)
@@ -75,6 +77,24 @@ def run_task(arguments: argparse.Namespace) -> int:
         write_results(path, results, indent=None)
         print(f"written to {path}", file=sys.stderr)
     _show(task, sides, results, arguments)
+    return 0
+
+
+def _write_chats(task: Task, arguments: argparse.Namespace) -> int:
+    """Writes what the model is to say beside the very prompt that the task asks with, so that training sees no other.
+    """
+    from chulengo.data.selection import write_examples
+
+    file = Path(arguments.write_chats)
+    if file.exists():
+        raise ConfigError(f"{file} is there already.", next_step="--write-chats with another file")
+    data = read_data(task, session_config(arguments), arguments, prompts=True)
+    if not data.talks:
+        raise ConfigError(f"The task {task.name} has questions without answers, which nothing can be trained on.",
+                          next_step="--task with another one   (chulengo eval --task list)")
+    written = write_examples(file, (talk.example for talk in data.talks))
+    print(f"{file}: {written:,} conversations of {data.facts['source']}"
+          + (f", split {data.facts['split']}" if data.facts["split"] else ""), file=sys.stderr)
     return 0
 
 
