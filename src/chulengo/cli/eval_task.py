@@ -59,6 +59,10 @@ def run_task(arguments: argparse.Namespace) -> int:
     other = other_results(arguments, task)
     with seconds.measure("data"):
         data = read_data(task, config, arguments, prompts=True)
+    held_out = next((name for name, split in task.splits.items() if split.held_out), None)
+    if arguments.adapter and held_out and not data.facts["split"]:
+        print(f"note: every row is scored; of data that the adapter was trained on, --split {held_out} takes only what "
+              "training held out", file=sys.stderr)
     settings = _settings(task, arguments)
     with seconds.measure("load_model"):
         session = session_from(arguments, config)

@@ -151,7 +151,10 @@ def _comparison(pair: _Pair, sums: Counts, num_groups: int, draws: int, seed: in
     # the id settles the order of equals, so that the order of the items does not
     order = sorted(range(len(gain)), key=lambda i: (-gain[i], pair.ids[i]))
     backwards = sorted(range(len(gain)), key=lambda i: (gain[i], pair.ids[i]))
-    p_mcnemar, only_base, only_tuned = _mcnemar(pair.base.unit, *values)
+    p_mcnemar, only_base, only_tuned = None, None, None
+    # a macro-F1 is 0 or 1 for an item alone, but no share of items: only what is their mean is of right and wrong ones
+    if np.allclose([base, tuned], [values[0].mean(), values[1].mean()], rtol=1e-9, atol=1e-12):
+        p_mcnemar, only_base, only_tuned = _mcnemar(pair.base.unit, *values)
     return Comparison(
         name=pair.base.name, version=pair.base.version, unit=pair.base.unit,
         higher_is_better=pair.base.higher_is_better, method=VERSION, base=base, tuned=tuned, difference=tuned - base,

@@ -14,6 +14,7 @@ from chulengo.errors import DataError
 from chulengo.evaluate.comparison import compare, compare_all, mcnemar_exact
 from chulengo.evaluate.loss_metrics import perplexity_metric
 from chulengo.evaluate.metrics.metric import Metric, Outcome, mean_of
+from chulengo.evaluate.metrics.registry import MetricOptions, make_metric
 from chulengo.evaluate.results import Score, score_from_dict
 from chulengo.evaluate.scoring import score, score_counts
 
@@ -140,3 +141,15 @@ def test_pairs_of_other_groups_in_one_call() -> None:
     pairs = [(made([1, 2, 3, 4]), made([2, 2, 3, 5])),
              (made([1, 2, 3, 4], groups=groups), made([2, 2, 3, 5], groups=groups))]
     assert compare_all(pairs) == [compare(*pairs[0]), compare(*pairs[1])]
+
+
+def test_macro_f1_is_no_share_of_right_items() -> None:
+    outcomes = [Outcome(str(i), str(i), "", ("yes" if i % 3 else "no",), "") for i in range(30)]
+    options = MetricOptions(labels=("yes", "no"), read_label=str)
+    sides = {
+        name: [dataclasses.replace(o, answer=texts[i % 2]) for i, o in enumerate(outcomes)]
+        for name, texts in {"base": ("yes", "yes"), "tuned": ("yes", "no")}.items()
+    }
+    for metric, has_p in (("accuracy", True), ("macro_f1", False)):
+        base, tuned = (score(make_metric(metric, options), rows, draws=50) for rows in sides.values())
+        assert (compare(base, tuned, draws=50).p_mcnemar is not None) == has_p
