@@ -16,7 +16,7 @@ from chulengo.evaluate.loss_metrics import perplexity_metric
 from chulengo.evaluate.metrics.metric import Metric, Outcome, mean_of
 from chulengo.evaluate.metrics.registry import MetricOptions, make_metric
 from chulengo.evaluate.results import Score, score_from_dict
-from chulengo.evaluate.scoring import score, score_counts
+from chulengo.evaluate.scoring import score, score_all, score_counts
 
 
 def value_metric(higher: bool | None = True) -> Metric:
@@ -151,5 +151,7 @@ def test_macro_f1_is_no_share_of_right_items() -> None:
         for name, texts in {"base": ("yes", "yes"), "tuned": ("yes", "no")}.items()
     }
     for metric, has_p in (("accuracy", True), ("macro_f1", False)):
-        base, tuned = (score(make_metric(metric, options), rows, draws=50) for rows in sides.values())
+        base, tuned = (
+            score_all([make_metric(metric, options)], rows, draws=50, labels=("yes", "no"))[0] for rows in sides.values()
+        )
         assert (compare(base, tuned, draws=50).p_mcnemar is not None) == has_p
