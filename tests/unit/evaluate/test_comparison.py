@@ -152,6 +152,7 @@ def test_macro_f1_is_no_share_of_right_items() -> None:
     }
     for metric, has_p in (("accuracy", True), ("macro_f1", False)):
         base, tuned = (
-            score_all([make_metric(metric, options)], rows, draws=50, labels=("yes", "no"))[0] for rows in sides.values()
+            score_all([make_metric(metric, options)], rows, draws=50, labels=("yes", "no"))[0]
+            for rows in sides.values()
         )
         assert (compare(base, tuned, draws=50).p_mcnemar is not None) == has_p
