@@ -147,9 +147,10 @@ def _steps(ran: Sequence[Ran]) -> list[str]:
 
 
 def printable(output: str) -> list[str]:
-    """Returns what a command printed, line by line, without control characters and empty lines at the ends."""
+    """Returns what a command printed, line by line, without control characters, libraries' bars and empty ends."""
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
-    return [line.split("\r")[-1].rstrip() for line in plain.strip().split("\n")]
+    lines = [line.split("\r")[-1].rstrip() for line in plain.strip().split("\n")]
+    return [line for line in lines if not re.search(r"(it/s|s/it)\]$", line)]
 
 
 def _times(ran: Sequence[Ran]) -> list[str]:

@@ -152,9 +152,11 @@ def test_no_room_when_training_starts(
     train: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from chulengo.model import plan
+    from chulengo.train import engine
 
     device = plan.DeviceMemory("a small GPU", "cuda", 1 << 20, 1 << 30)
-    monkeypatch.setattr(plan, "device_memory", lambda _: device)
+    for module in (plan, engine):  # both have the name, whichever was imported first
+        monkeypatch.setattr(module, "device_memory", lambda _: device)
     said = refused(capsys, *train, unmade=Path("out"))
     assert "This run does not fit: it needs" in said
     assert "a small GPU has 1 MiB free" in said
