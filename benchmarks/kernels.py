@@ -139,13 +139,20 @@ def nf4_cases(tokens: int) -> Iterator[Case]:
                 moved,
                 expected=lambda w=weight, d=adapter: nf4_reference.dequantize(w, torch.bfloat16, **d),
             )
-            scales = nf4_reference.fp8_scales(*nf4_reference.amax(weight), a, b, 2.0)
-            yield Case(
-                f"nf4->fp8 x2 {num_out}x{num_in}",
-                lambda w=weight, s=scales, d=adapter: nf4.dequantize_fp8(w, *s, **d),
-                lambda w=weight, s=scales, d=adapter: nf4_reference.dequantize_fp8(w, *s, **d),
-                moved,
-            )
+            scales = nf4_reference.fp8_scales(weight)
+            for transposed in (False, True):
+                shape = (num_in, num_out) if transposed else (num_out, num_in)
+                copy = torch.empty(shape, dtype=torch.float8_e4m3fn, device="cuda")
+                options = {"transposed": transposed}
+                yield Case(
+                    f"nf4->fp8{' transposed' if transposed else ''} {num_out}x{num_in}",
+                    lambda w=weight, s=scales[transposed], c=copy, o=options: nf4.dequantize_fp8(w, s, c, **o) or c,
+                    lambda w=weight, s=scales[transposed], c=copy, o=options: (
+                        nf4_reference.dequantize_fp8(w, s, c, **o) or c.clone()
+                    ),
+                    weight.num_bytes() + size,
+                    tolerance=0,
+                )
 
 
 def norm_cases(tokens: int) -> Iterator[Case]:
@@ -173,9 +180,9 @@ def norm_cases(tokens: int) -> Iterator[Case]:
     yield Case("rms_norm backward", lambda: rms_norm.backward(dy, dsum, x, weight, rstd)[0], by_autograd, 4 * size)
     yield Case(
         "rms_norm->fp8",
-        lambda: fp8.rms_norm_rows(x, residual, weight, 1e-5)[:3],
-        lambda: (*fp8_reference.quantize_rows(llama()[0]), residual + x),
-        3.5 * size,
+        lambda: fp8.rms_norm_rows(x, residual, weight, 1e-5)[:4],
+        lambda: (*fp8_reference.quantize_rows(llama()[0]), *llama()),
+        4.5 * size,
     )
     yield Case(
         "fp8 rows", lambda: fp8.quantize_rows(x), lambda: fp8_reference.quantize_rows(x), 1.5 * size, tolerance=1e-6
@@ -192,6 +199,7 @@ def swiglu_cases(tokens: int) -> Iterator[Case]:
     silu = torch.nn.functional.silu
     yield Case("swiglu", lambda: swiglu.forward(gate, up), lambda: silu(gate) * up, 3 * size)
     gradients, product = torch.empty_like(both), torch.empty_like(dproduct)
+    other_gradients, other = torch.empty_like(both), torch.empty_like(dproduct)
     dgate, dup = gradients.chunk(2, dim=1)
 
     def fused() -> list[Tensor]:
@@ -209,9 +217,18 @@ def swiglu_cases(tokens: int) -> Iterator[Case]:
         "swiglu->fp8",
         lambda: fp8.swiglu_rows(gate, up),
         lambda: fp8_reference.quantize_rows(silu(gate) * up),
-        2.5 * size,
+        3.5 * size,
         expected=lambda: fp8_reference.swiglu_rows(gate, up),
     )
+    yield Case(
+        "swiglu backward+product->fp8",
+        lambda: (*fp8.swiglu_backward_rows(dproduct, gate, up, gradients, product), gradients, product),
+        lambda: (*fp8_reference.quantize_rows(torch.cat(by_autograd()[:2], 1)), *by_autograd()),
+        7 * size,
+        expected=lambda: (
+            *fp8_reference.swiglu_backward_rows(dproduct, gate, up, other_gradients, other), other_gradients, other
+        ),
+    )  # fmt: skip
 
 
 def rope_cases(tokens: int) -> Iterator[Case]:

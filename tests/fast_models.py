@@ -79,11 +79,11 @@ def reference_factors(reference: Any) -> dict[str, Tensor]:
     return {name.replace(".default", ""): value for name, value in named if value.requires_grad}
 
 
-def randomise(*models: dict[str, Tensor], size: float = 0.05) -> None:
+def randomise(*models: dict[str, Tensor], size: float = 0.05, seed: int = 0) -> None:
     """Gives the same random values to the adapters of all models, so that B is not 0."""
     with torch.no_grad():
         for number, name in enumerate(sorted(models[0])):
-            noise = torch.randn(models[0][name].shape, generator=torch.Generator().manual_seed(number)) * size
+            noise = torch.randn(models[0][name].shape, generator=torch.Generator().manual_seed(seed + number)) * size
             for model in models:
                 model[name].copy_(noise)
 

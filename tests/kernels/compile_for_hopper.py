@@ -47,6 +47,10 @@ def bf16(*shape: int) -> torch.Tensor:
     return torch.empty(*shape, dtype=torch.bfloat16)
 
 
+def e4m3(*shape: int) -> torch.Tensor:
+    return torch.empty(*shape, dtype=torch.float8_e4m3fn)
+
+
 def weight(num_out: int, num_in: int) -> NF4Weight:
     blocks = num_out * num_in // 64
     eight = {"dtype": torch.uint8}
@@ -85,7 +89,10 @@ def main() -> None:
     cases = {
         "nf4": lambda: nf4.dequantize(matrix, torch.bfloat16),
         "nf4 + adapter": lambda: nf4.dequantize(matrix, torch.bfloat16, **adapter),
-        "nf4 to fp8": lambda: nf4.dequantize_fp8(matrix, torch.ones(256, 1), torch.ones(4096, 1), **adapter),
+        "nf4 to fp8": lambda: nf4.dequantize_fp8(matrix, torch.ones(256), e4m3(256, 4096), transposed=False),
+        "nf4 to fp8, transposed": lambda: nf4.dequantize_fp8(
+            matrix, torch.ones(4096), e4m3(4096, 256), transposed=True
+        ),
         "rms_norm": lambda: rms_norm.forward(x, x, row, 1e-5),
         "rms_norm backward": lambda: rms_norm.backward(x, x, x, row, torch.empty(64), weight_gradient=True),
         "swiglu": lambda: swiglu.forward(gate, up),
@@ -95,6 +102,8 @@ def main() -> None:
         "fp8 rows": lambda: fp8.quantize_rows(x),
         "fp8 norm": lambda: fp8.rms_norm_rows(x, x, row, 1e-5),
         "fp8 swiglu": lambda: fp8.swiglu_rows(gate, up),
+        "fp8 swiglu backward": lambda: fp8.swiglu_backward_rows(bf16(64, 11008), gate, up, wide, bf16(64, 11008), 128),
+        "fp8 columns": lambda: fp8.set_columns(e4m3(64, 4224), torch.ones(64, 1), 4096, bf16(64, 48), torch.ones(48)),
     }
     for case, run in cases.items():  # noqa: B007 - read by compile_only
         run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from chulengo.kernels.reference import fp8 as reference
 from chulengo.kernels.reference import rms_norm, swiglu
+from chulengo.kernels.reference.nf4 import matrix_scales
+from chulengo.model.fp8_products import column_table
 
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [(4, 64), (1, 1), (3, 100), (2, 1030)]
@@ -39,6 +42,15 @@ def different(got: Tensor, want: Tensor) -> float:
     return (got.view(torch.uint8) != want.view(torch.uint8)).float().mean().item()
 
 
+def backward_rows(module: ModuleType, gate: Tensor, up: Tensor, *, again: bool) -> tuple[Tensor, ...]:
+    """Rows, scales, and what the kernel wrote on the way."""
+    dproduct = normal(*gate.shape, dtype=gate.dtype, device=gate.device, seed=4)
+    both = torch.empty((len(gate), 2 * gate.shape[1]), dtype=gate.dtype, device=gate.device)
+    product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if again else None
+    made = module.swiglu_backward_rows(dproduct, gate, up, both, product)
+    return (*made, both, product) if product is not None else (*made, both)
+
+
 def faults(module: ModuleType, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> list[str]:
     x, residual = rows(shape, dtype, device, 1), rows(shape, dtype, device, 2)
     weight = normal(shape[1], dtype=dtype, device=device, seed=3)
@@ -47,6 +59,8 @@ def faults(module: ModuleType, shape: tuple[int, int], dtype: torch.dtype, devic
         "norm": (module.rms_norm_rows(x, residual, weight, EPS), reference.rms_norm_rows(x, residual, weight, EPS)),
         "norm alone": (module.rms_norm_rows(x, None, weight, EPS), reference.rms_norm_rows(x, None, weight, EPS)),
         "swiglu": (module.swiglu_rows(x, residual), reference.swiglu_rows(x, residual)),
+        "swiglu backward": tuple(backward_rows(each, x, residual, again=True) for each in (module, reference)),
+        "swiglu backward alone": tuple(backward_rows(each, x, residual, again=False) for each in (module, reference)),
     }
     found = []
     for name, (got, want) in pairs.items():
@@ -84,7 +98,7 @@ def test_fusing_changes_nothing() -> None:
     y, _, _ = rms_norm.forward(x, residual, weight, EPS)
     pairs = [
         (reference.rms_norm_rows(x, residual, weight, EPS)[:2], reference.quantize_rows(y)),
-        (reference.swiglu_rows(x, residual), reference.quantize_rows(swiglu.forward(x, residual))),
+        (reference.swiglu_rows(x, residual)[:2], reference.quantize_rows(swiglu.forward(x, residual))),
     ]
     for got, want in pairs:
         assert different(got[0], want[0]) == 0
@@ -107,10 +121,93 @@ def test_no_tokens(device: torch.device, fused: ModuleType) -> None:
         pytest.param(("tl.abs(value)", "value"), id="largest instead of largest magnitude"),
         pytest.param(("/ num_features + eps", "/ BLOCK_K + eps"), id="mean over the padded row"),
         pytest.param(("gate * tl.sigmoid(gate) * up", "tl.maximum(gate, 0.0) * up"), id="relu for silu"),
+        pytest.param(("+ num_features + k, dup", "+ num_features + k, dgate"), id="gradient of gate in up's place"),
+        pytest.param(("tl.maximum(largest, ", "tl.maximum(0.0 * largest, "), id="largest of the last piece"),
     ],
 )
 def test_named_wrong_kernels_fail(edit, dtype, device, fused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    assert faults(mutant(fused, [edit], tmp_path), (3, 100), dtype, device)
+    wrong = mutant(fused, [edit], tmp_path)
+    wrong.PIECE = 32  # a row in several pieces
+    assert faults(wrong, (3, 100), dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_in_pieces(dtype, device, fused, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(fused, "PIECE", 32)
+    assert not faults(fused, (3, 100), dtype, device)
+
+
+WIDTHS, RANKS, IN_FEATURES, SCALE = (24, 16, 8), (4, 0, 2), 512, 2.0
+
+
+class Side(NamedTuple):
+    """One of the two products of a group with an adapter."""
+
+    rows: Tensor
+    copy: Tensor
+    result: Tensor
+    exact: Tensor
+
+
+def sides(module: ModuleType, device: torch.device, size: float) -> tuple[Side, Side]:
+    """y = x Wᵀ + s x Aᵀ Bᵀ and dx = dy W + s dy B A, for three maps of which the middle one has no adapter."""
+    out_features, ranks = sum(WIDTHS), sum(RANKS)
+    x, dy = (normal(5, n, dtype=torch.bfloat16, device=device, seed=n) for n in (IN_FEATURES, out_features))
+    w = normal(out_features, IN_FEATURES, dtype=torch.float32, device=device, seed=7, scale=0.02)
+    a = normal(ranks, IN_FEATURES, dtype=torch.bfloat16, device=device, seed=8, scale=0.06)
+    b = normal(out_features, max(RANKS), dtype=torch.bfloat16, device=device, seed=9, scale=size)
+    block_b = torch.zeros(out_features, ranks, device=device)
+    block_b[:24, :4], block_b[40:, 4:] = b[:24].float(), b[40:, :2].float()
+    table = column_table(WIDTHS, RANKS, device)
+    scale_o, scale_i = matrix_scales(w)
+    factors = module.ranges(a, b, table, scale_o, scale_i, SCALE)
+    sum_w = w + SCALE * block_b @ a.float()
+    forward = side(module, x, x.float() @ a.float().t(), factors[:2], (w, scale_o), (b, table))
+    backward = side(module, dy, dy.float() @ block_b, factors[2:], (w.t(), scale_i), (a.t(), None))
+    return Side(*forward, x.float() @ sum_w.t()), Side(*backward, dy.float() @ sum_w)
+
+
+def side(module, values, low, factors, weight, adapter) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    (w, scale), columns = weight, reference.num_columns(sum(RANKS))
+    rows8, row_scale = module.quantize_rows(values, columns)
+    module.set_columns(rows8, row_scale, values.shape[1], low.bfloat16(), factors[0])
+    copy = torch.empty(len(w), w.shape[1] + columns, dtype=torch.float8_e4m3fn, device=w.device)
+    copy[:, : w.shape[1]] = (w / scale).to(torch.float8_e4m3fn)
+    module.set_columns(copy, scale, w.shape[1], adapter[0], factors[1], adapter[1])
+    dtype = torch.bfloat16 if w.is_cuda else torch.float32  # cuBLAS wants 16 bits
+    return rows8, copy, module.product(rows8, row_scale, copy, scale, dtype)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-5, 1e-3, 0.05])
+def test_columns_carry_the_adapter(size: float, device: torch.device, fused: ModuleType) -> None:
+    for module in (reference, fused):
+        for made, without in zip(sides(module, device, size), sides(module, device, 0.0), strict=True):
+            assert made.rows.float().isfinite().all()
+            assert made.copy.float().isfinite().all()
+            assert errors(made.result, made.exact)[0] < 0.06
+            if size and made.result.dtype == torch.float32:
+                # what the adapter adds is as near as e4m3 allows, however small it is beside W x
+                assert errors(made.result - without.result, made.exact - without.exact)[0] < 0.08
+    for want, got in zip(sides(reference, device, size), sides(fused, device, size), strict=True):
+        assert different(got.rows, want.rows) == 0
+        assert different(got.copy, want.copy) == 0
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(("row[:, None] < last[None, :]", "row[:, None] >= 0"), id="rows of another map"),
+        pytest.param(("tl.load(column_ptr + s", "tl.load(first_ptr + s"), id="another column of B"),
+        pytest.param(("value * factor[None, :]", "value"), id="no factor"),
+        pytest.param(("(row < num_rows)[:, None] & (s >= 0)[None, :]", "inside"), id="padding not written"),
+    ],
+)
+def test_wrong_columns_fail(edit, device, fused, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    plain_empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **kind: plain_empty(*shape, **kind).fill_(3))
+    want, got = sides(reference, device, 1e-3), sides(mutant(fused, [edit], tmp_path), device, 1e-3)
+    pairs = zip(want, got, strict=True)
+    assert any(different(b.rows, a.rows) or different(b.copy, a.copy) for a, b in pairs)
 
 
 @pytest.mark.gpu

@@ -8,11 +8,11 @@ with the reason; it never hands over to the other one by itself. `describe()` sa
     rope                      rotary embedding of queries and keys
     swiglu, swiglu_packed     silu(gate) * up
     dequantize_nf4            NF4 -> 16 or 32 bits, an adapter folded in on request
-    dequantize_nf4_fp8        NF4 -> e4m3 in the two layouts that products want, likewise
+    dequantize_nf4_fp8        NF4 -> e4m3, in either of the two layouts that products want
     linear_cross_entropy      summed loss of the supervised tokens, logits in chunks
     packed_attention          causal attention over packed sequences: PyTorch's own, both ways
-    quantize_rows             float8 rows with a scale each, for products in FP8
-    rms_norm_fp8, swiglu_fp8  the same, made by the kernel that makes the values
+    fp8                       rows of e4m3 with a scale each, made by the kernel that makes the values; adapter columns
+                              beside them; their product. No wrappers: `model/fp8_products.py` calls the module
 
 Each is a thin autograd wrapper (or none, where nothing differentiable goes in) around `forward` and `backward` of
 `reference/<op>.py` or `fused/<op>.py`, whose docstrings hold the formulas. Code that writes a longer backward by hand
@@ -246,34 +246,18 @@ def dequantize_nf4(
 
 
 def dequantize_nf4_fp8(
-    weight: NF4Weight,
-    scale_O1: Tensor,
-    scale_I1: Tensor,
-    *,
-    lora_a_RI: Tensor | None = None,
-    lora_b_OR: Tensor | None = None,
-    lora_scale: float = 1.0,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """Returns W + s B A in e4m3 as [O, I] scaled by row and as [I, O] scaled by column of W. Not differentiable.
-
-    With x in e4m3 and its row scales [T, 1] (`quantize_rows`), y = torch._scaled_mm(x8, first.t(), x_scale,
-    scale_O1.t(), out_dtype=torch.bfloat16); likewise dx = dy W with the second and scale_I1.
+    weight: NF4Weight, scale: Tensor, out: Tensor, *, transposed: bool, backend: str = "auto"
+) -> None:
+    """Writes the weight in e4m3, [O, I] scaled by row, or [I, O] scaled by column of W. Not differentiable.
 
     Args:
         weight: an NF4 weight.
-        scale_O1: float32, from `reference.nf4.fp8_scales` for the same adapter.
-        scale_I1: float32, likewise.
-        lora_a_RI: [R, I] or None.
-        lora_b_OR: [O, R] or None.
-        lora_scale: factor of B A.
+        scale: float32 [O, 1], or [I, 1] when transposed, from `reference.nf4.fp8_scales`.
+        out: e4m3, the last dimension contiguous; rows may lie further apart than they are long.
+        transposed: which of the two.
         backend: "auto", "fused" or "reference".
     """
-    module = implementation("nf4", weight.packed, backend)
-    copies: tuple[Tensor, Tensor] = module.dequantize_fp8(
-        weight, scale_O1, scale_I1, lora_a_RI=lora_a_RI, lora_b_OR=lora_b_OR, lora_scale=lora_scale
-    )
-    return copies
+    implementation("nf4", weight.packed, backend).dequantize_fp8(weight, scale, out, transposed=transposed)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -340,24 +324,3 @@ def packed_attention(
     module = implementation("attention", q_TNH, backend)
     y_TNH: Tensor = module.packed_attention(q_TNH, k_TKH, v_TKH, cu_seqlens, max_seqlen)
     return y_TNH
-
-
-def quantize_rows(x_TK: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """Returns x in float8_e4m3fn [T, K] and the scale of each row, float32 [T, 1]. Not differentiable."""
-    rows: tuple[Tensor, Tensor] = implementation("fp8", x_TK, backend).quantize_rows(x_TK)
-    return rows
-
-
-def rms_norm_fp8(
-    x_TD: Tensor, weight_D: Tensor, eps: float, *, residual_TD: Tensor | None = None, backend: str = "auto"
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns `quantize_rows` of `rms_norm`'s y, the sum, and rstd [T] for the backward. Not differentiable."""
-    module = implementation("fp8", x_TD, backend)
-    parts: tuple[Tensor, Tensor, Tensor, Tensor] = module.rms_norm_rows(x_TD, residual_TD, weight_D, eps)
-    return parts
-
-
-def swiglu_fp8(gate_TI: Tensor, up_TI: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """Returns `quantize_rows` of `swiglu`'s product. Not differentiable."""
-    rows: tuple[Tensor, Tensor] = implementation("fp8", gate_TI, backend).swiglu_rows(gate_TI, up_TI)
-    return rows

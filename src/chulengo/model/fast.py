@@ -85,7 +85,7 @@ class FastModel:
             train_head: not in this engine.
             train_embeddings: not in this engine.
             seed: of A and of the dropout masks; A is what PEFT makes of the same seed.
-            form: folded, separate, or auto (folded without dropout).
+            form: folded, separate, or auto (folded without dropout; separate where products are in FP8).
 
         Raises:
             ConfigError: a setting that is out of range or not in this engine.
@@ -94,7 +94,7 @@ class FastModel:
             rank=rank, alpha=alpha, dropout=dropout, targets=targets, rslora=rslora, dora=dora,
             train_head=train_head, train_embeddings=train_embeddings,
         )
-        lora_form = _lora_form(settings, form)
+        lora_form = _lora_form(settings, form, fp8=self._matrices.fp8 is not None)
         attach_fresh(self._groups, settings, seed=seed, device=self.device)
         self.dropout_seed, self.micro_step = seed, 0
         self._adapted(settings, lora_form)
@@ -111,7 +111,7 @@ class FastModel:
             ModelError: no adapter, one of another model, or one with a part that this engine does not have.
         """
         settings = read_adapter(self._groups, folder, device=self.device, trainable=trainable)
-        self._adapted(settings, _lora_form(settings, form))
+        self._adapted(settings, _lora_form(settings, form, fp8=self._matrices.fp8 is not None))
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter in PEFT's files, as `model.adapter.save_adapter` would."""
@@ -262,7 +262,7 @@ def load_fast(
         name: the name the user gave, which adapters record as their base; None: the folder.
         vocab_size: ids the tokenizer can produce; checked against the embeddings.
         max_seq_tokens: tokens of the longest sequence; None: the model's context.
-        weights: stream or resident.
+        weights: stream, resident, stream-fp8 or resident-fp8.
         activations: keep, selective, full or offload, for all layers or one for each.
         embeddings: device, or host: the table stays in the host's memory and only a batch's rows go over; not for a
             model whose head is tied to it.
@@ -339,13 +339,20 @@ def _layer_policies(activations: str | Sequence[str], num_layers: int) -> tuple[
     return policies
 
 
-def _lora_form(settings: LoraSettings, form: str) -> LoraForm:
+def _lora_form(settings: LoraSettings, form: str, *, fp8: bool) -> LoraForm:
     if form not in FORMS:
         raise ConfigError(f"The adapter's form is {form!r}.", allowed=", ".join(FORMS))
+    if fp8 and settings.dropout:
+        raise ConfigError(
+            f"Products in FP8 take no adapter with dropout {settings.dropout}.", allowed="lora.dropout=0",
+            next_step="--set lora.dropout=0, or --set model.weights_policy=auto for products in 16 bits",
+        )
+    if fp8 and form == "folded":
+        raise ConfigError("An adapter cannot be folded into weights in FP8, whose steps are larger.", allowed="separate")
     if form == "folded" and settings.dropout:
         raise ConfigError(
             f"An adapter with dropout {settings.dropout} cannot be folded into the weights.",
             allowed="separate with dropout", next_step="lora.dropout=0",
         )
-    folded = form == "folded" or (form == "auto" and not settings.dropout)
+    folded = form == "folded" or (form == "auto" and not settings.dropout and not fp8)
     return LoraForm(settings.scale, settings.dropout, folded)

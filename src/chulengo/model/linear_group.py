@@ -15,9 +15,12 @@ Where matrices come from, also two ways:
     stream      written at every use into one buffer that all groups share; nothing is kept
     resident    written once and kept in the compute dtype; folded, again whenever the adapter has changed (`refold`)
 
-Both give the same numbers. The gradients of A and B are the same in either form and need neither W nor W': with x the
-map's input, dA = s (dy B)ᵀ x and dB = s dyᵀ (x Aᵀ), plain products. The A of maps that share x are stacked, so x is
-read twice for all of them. For Llama 2 7B, rank 16 and 8,192 tokens on an H200 they take 0.6 ms a layer, near the time
+Both give the same numbers. `stream-fp8` and `resident-fp8` multiply in FP8 instead, with the adapter in columns of its
+own: `model/fp8_products.py`.
+
+The gradients of A and B are the same in every form and need neither W nor W': with x the map's input, dA = s uᵀ x and
+dB = s dyᵀ h, where h = x Aᵀ and u = dy B, plain products. The A of maps that share x are stacked, so x is read twice
+for all of them. For Llama 2 7B, rank 16 and 8,192 tokens on an H200 they take 0.6 ms a layer, near the time
 of reading their operands; kernels of our own that read each operand once were 1.3 to 4 times slower.
 
 Products read A and B in the compute dtype, as autocast has it; `refresh` makes those copies once an optimiser step.
@@ -40,8 +43,9 @@ from torch import Tensor, nn
 from chulengo.errors import ConfigError
 from chulengo.kernels import ops
 from chulengo.kernels.reference.nf4 import NF4Weight
+from chulengo.model.fp8_products import FP8_POLICIES, Fp8Adapter, Fp8Group, Fp8Matrices, Rows, column_table, fp8_group
 
-WEIGHT_POLICIES = ("stream", "resident")
+WEIGHT_POLICIES = ("stream", "resident", *FP8_POLICIES)
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +62,8 @@ class FactorCopies:
 
     stacked_a_SI: Tensor
     a_RI: list[Tensor | None]  # views of it, one for each map
-    b_OR: list[Tensor | None]
+    stacked_b_OR: Tensor  # as wide as the largest rank
+    b_OR: list[Tensor | None]  # views of it
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +77,7 @@ class LinearGroup:
         factors: the adapter of each map, or None.
         resident_OI: the matrix of all maps, where the policy keeps it.
         copies: of the factors; None before the first `Matrices.refresh`.
+        fp8: the group in e4m3, where the policy multiplies in it.
     """
 
     names: tuple[str, ...]
@@ -80,6 +86,7 @@ class LinearGroup:
     factors: list[Factors | None]
     resident_OI: Tensor | None = None
     copies: FactorCopies | None = None
+    fp8: Fp8Group | None = None
 
     @property
     def widths(self) -> list[int]:
@@ -118,7 +125,20 @@ class Matrices:
             raise ConfigError(f"The weights policy is {policy!r}.", allowed=", ".join(WEIGHT_POLICIES))
         self.policy, self.dtype, self.backend = policy, dtype, backend
         self.form: LoraForm | None = None
+        self.fp8: Fp8Matrices | None = None
+        if policy in FP8_POLICIES:
+            self.fp8 = Fp8Matrices(resident=policy == "resident-fp8", dtype=dtype, backend=backend)
         self._buffer: Tensor | None = None
+
+    def rows(self, x_TK: Tensor, group: LinearGroup) -> Rows | None:
+        """Returns an input or gradient of a group's product in e4m3, None where products are in the compute dtype."""
+        return None if self.fp8 is None else self.fp8.rows(x_TK, self.fp8_of(group))
+
+    def fp8_of(self, group: LinearGroup) -> Fp8Group:
+        """Returns the group in e4m3, made at first use."""
+        if group.fp8 is None:
+            group.fp8 = fp8_group(group.weights)
+        return group.fp8
 
     @property
     def folded(self) -> bool:
@@ -148,13 +168,26 @@ class Matrices:
             factors += [factor.detach() for factor in group.parameters()]
         torch._foreach_copy_(copies, factors)
         for group in groups:
+            if self.fp8 is not None:
+                self._refresh_fp8(self.fp8, group)
             if self.folded and group.resident_OI is not None:
                 self._written(group, group.resident_OI)
 
     def release(self, groups: Iterable[LinearGroup]) -> None:
         """Forgets resident matrices and copies: the form, or which maps have an adapter, has changed."""
         for group in groups:
-            group.resident_OI = group.copies = None
+            group.resident_OI = group.copies = group.fp8 = None
+
+    def _refresh_fp8(self, fp8: Fp8Matrices, group: LinearGroup) -> None:
+        copies, side = group.copies, self.fp8_of(group)
+        assert copies is not None
+        assert self.form is not None
+        if side.adapter is None:
+            a_SI, b_OR = copies.stacked_a_SI, copies.stacked_b_OR
+            ranks = [0 if a is None else len(a) for a in copies.a_RI]
+            table = column_table(group.widths, ranks, a_SI.device)
+            side.adapter = Fp8Adapter(a_SI, b_OR, table, torch.empty(0))
+        fp8.refresh(side, self.form.scale)
 
     def _folds(self, group: LinearGroup) -> bool:
         return self.folded and any(pair is not None for pair in group.factors)
@@ -184,28 +217,36 @@ class Matrices:
         return out_OI
 
 
-def multiply(x_TI: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None) -> Tensor:
-    """Returns all maps of a group on one input, [T, O], outside of autograd.
+def multiply(
+    x_TI: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None, rows: Rows | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Returns all maps of a group on one input, [T, O], and h = x Aᵀ [T, S] where it was made; outside of autograd.
 
     Args:
         x_TI: the input.
         group: the maps.
         matrices: where their matrix comes from.
         seed: of the dropout masks; None: no dropout.
+        rows: the input in e4m3, where it is at hand and products are in FP8.
     """
-    y_TO = nn.functional.linear(x_TI, matrices.of(group), group.bias_O)
     form, copies = matrices.form, group.copies
+    if matrices.fp8 is not None:
+        h_TS = None if copies is None else x_TI @ copies.stacked_a_SI.t()
+        rows = rows or matrices.fp8.rows(x_TI, matrices.fp8_of(group))
+        y_TO = matrices.fp8.multiply(rows, h_TS, matrices.fp8_of(group))
+        return y_TO if group.bias_O is None else y_TO.add_(group.bias_O), h_TS
+    y_TO = nn.functional.linear(x_TI, matrices.of(group), group.bias_O)
     if form is None or form.folded or copies is None:
-        return y_TO
-    shared_TS = None if form.drops(seed) else x_TI @ copies.stacked_a_SI.t()
+        return y_TO, None
+    h_TS = None if form.drops(seed) else x_TI @ copies.stacked_a_SI.t()
     for index, y_TN, a_RI, b_OR, columns in _adapted(group, copies, torch.split(y_TO, group.widths, dim=1)):
-        h_TR = _dropped(x_TI, form, seed, index) @ a_RI.t() if shared_TS is None else shared_TS[:, columns]
+        h_TR = _dropped(x_TI, form, seed, index) @ a_RI.t() if h_TS is None else h_TS[:, columns]
         y_TN.addmm_(h_TR, b_OR.t(), alpha=form.scale)
-    return y_TO
+    return y_TO, h_TS
 
 
-def input_gradient(dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None) -> Tensor:
-    """Returns dx [T, I]: dy W', or dy W + s d((dy B) A).
+def rank_gradient(dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None) -> Tensor | None:
+    """Returns u = dy B of all adapted maps, [T, S]; None without an adapter, or where each map drops for itself.
 
     Args:
         dy_TO: gradient of `multiply`'s result.
@@ -213,47 +254,72 @@ def input_gradient(dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: 
         matrices: as in the forward.
         seed: as in the forward.
     """
-    dx_TI = dy_TO @ matrices.of(group)
     form, copies = matrices.form, group.copies
+    if form is None or copies is None or form.drops(seed):
+        return None
+    u_TS = dy_TO.new_empty((dy_TO.shape[0], len(copies.stacked_a_SI)))
+    for _, dy_TN, _, b_OR, columns in _adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)):
+        torch.mm(dy_TN, b_OR, out=u_TS[:, columns])
+    return u_TS
+
+
+def input_gradient(
+    dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup, matrices: Matrices, seed: int | None,
+    rows: Rows | None = None,
+) -> Tensor:
+    """Returns dx [T, I]: dy W', or dy W + s d(u A).
+
+    Args:
+        dy_TO: gradient of `multiply`'s result.
+        u_TS: `rank_gradient` of it.
+        group: the maps.
+        matrices: as in the forward.
+        seed: as in the forward.
+        rows: dy in e4m3, where it is at hand and products are in FP8.
+    """  # fmt: skip
+    form, copies = matrices.form, group.copies
+    if matrices.fp8 is not None:
+        rows = rows or matrices.fp8.rows(dy_TO, matrices.fp8_of(group))
+        return matrices.fp8.multiply_transposed(rows, u_TS, matrices.fp8_of(group))
+    dx_TI = dy_TO @ matrices.of(group)
     if form is None or form.folded or copies is None:
         return dx_TI
+    if u_TS is not None:
+        return dx_TI.addmm_(u_TS, copies.stacked_a_SI, alpha=form.scale)
     for index, dy_TN, a_RI, b_OR, _ in _adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)):
-        u_TR = dy_TN @ b_OR
-        if form.drops(seed):
-            dx_TI += _dropped(form.scale * (u_TR @ a_RI), form, seed, index)
-        else:
-            dx_TI.addmm_(u_TR, a_RI, alpha=form.scale)
+        dx_TI += _dropped(form.scale * ((dy_TN @ b_OR) @ a_RI), form, seed, index)
     return dx_TI
 
 
 def factor_gradients(
-    x_TI: Tensor, dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None
+    x_TI: Tensor, h_TS: Tensor | None, dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup, matrices: Matrices,
+    seed: int | None,
 ) -> list[Tensor]:
     """Returns dA and dB of every adapted map, in the order of `LinearGroup.parameters`.
 
     Args:
         x_TI: the input, as in the forward.
+        h_TS: x Aᵀ, where the forward made and kept it.
         dy_TO: gradient of `multiply`'s result.
+        u_TS: `rank_gradient` of it.
         group: the maps.
         matrices: as in the forward.
         seed: as in the forward.
-    """
+    """  # fmt: skip
     form, copies = matrices.form, group.copies
     if form is None or copies is None:
         return []
     das, dbs = [], []
     members = list(_adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)))
-    if form.drops(seed):  # every map has an input of its own
+    if u_TS is None:  # every map has an input of its own
         for index, dy_TN, a_RI, b_OR, _ in members:
             own_TI = _dropped(x_TI, form, seed, index)
             das.append(_product_fp32((dy_TN @ b_OR).t(), own_TI))
             dbs.append(_product_fp32(dy_TN.t(), own_TI @ a_RI.t()))
     else:
-        h_TS = x_TI @ copies.stacked_a_SI.t()
-        u_TS = torch.empty_like(h_TS)
-        for _, dy_TN, _, b_OR, columns in members:
-            torch.mm(dy_TN, b_OR, out=u_TS[:, columns])
-            dbs.append(_product_fp32(dy_TN.t(), h_TS[:, columns]))
+        if h_TS is None:
+            h_TS = x_TI @ copies.stacked_a_SI.t()
+        dbs += [_product_fp32(dy_TN.t(), h_TS[:, columns]) for _, dy_TN, _, _, columns in members]
         das += torch.split(_product_fp32(u_TS.t(), x_TI), [len(a_RI) for _, _, a_RI, _, _ in members])
     gradients = [gradient for pair in zip(das, dbs, strict=True) for gradient in pair]
     if form.scale != 1:
@@ -276,13 +342,10 @@ def dropout_mask(shape: torch.Size, dropout: float, seed: int, index: int, devic
 def _empty_copies(group: LinearGroup, dtype: torch.dtype) -> FactorCopies:
     ranks = [0 if pair is None else pair.a_RI.shape[0] for pair in group.factors]
     stacked_a_SI = torch.empty((sum(ranks), group.in_features), dtype=dtype, device=_device(group))
-    a_parts = torch.split(stacked_a_SI, ranks)
-    return FactorCopies(
-        stacked_a_SI,
-        [a if rank else None for a, rank in zip(a_parts, ranks, strict=True)],
-        [torch.empty((width, rank), dtype=dtype, device=stacked_a_SI.device) if rank else None
-         for width, rank in zip(group.widths, ranks, strict=True)],
-    )  # fmt: skip
+    stacked_b_OR = torch.empty((sum(group.widths), max(ranks)), dtype=dtype, device=stacked_a_SI.device)
+    parts = zip(torch.split(stacked_a_SI, ranks), torch.split(stacked_b_OR, group.widths), ranks, strict=True)
+    pairs = [(a_RI, b_OR[:, :rank]) if rank else (None, None) for a_RI, b_OR, rank in parts]
+    return FactorCopies(stacked_a_SI, [a_RI for a_RI, _ in pairs], stacked_b_OR, [b_OR for _, b_OR in pairs])
 
 
 def _adapted(

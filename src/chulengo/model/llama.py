@@ -39,7 +39,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from chulengo.kernels import ops
-from chulengo.model.linear_group import LinearGroup, Matrices, factor_gradients, input_gradient, multiply, seed_of
+from chulengo.model.fp8_products import Rows
+from chulengo.model.linear_group import (
+    LinearGroup,
+    Matrices,
+    factor_gradients,
+    input_gradient,
+    multiply,
+    rank_gradient,
+    seed_of,
+)
 from chulengo.model.llama_weights import LlamaLayer, LlamaWeights
 from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs
@@ -185,8 +194,8 @@ class _BeforeAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         norm = ops.implementation("rms_norm", branch_TD, run.backend)
         rope = ops.implementation("rope", branch_TD, run.backend)
-        x_TD, h_TD, rstd_T = norm.forward(branch_TD, residual_TD, layer.input_norm_D, run.eps)
-        y_TO = multiply(x_TD, layer.qkv, run.matrices, run.seed_for(layer, 0))
+        rows, x_TD, h_TD, rstd_T = _normed(branch_TD, residual_TD, layer.input_norm_D, layer.qkv, run)
+        y_TO, low_TS = multiply(x_TD, layer.qkv, run.matrices, run.seed_for(layer, 0), rows)
         q, k, v = _heads(y_TO, layer, run.head_size)
         unturned_TO = y_TO if layer.q_norm_H is not None else None
         head_rstds: list[Tensor | None] = [None, None]
@@ -194,14 +203,14 @@ class _BeforeAttention(torch.autograd.Function):
             q, head_rstds[0] = _norm_heads(norm, q, layer.q_norm_H, run.eps)
             k, head_rstds[1] = _norm_heads(norm, k, layer.k_norm_H, run.eps)
         q, k = rope.forward(q, k, run.cos_SP, run.sin_SP, run.inputs.position_T, out=(q, k))
-        ctx.save_for_backward(h_TD, rstd_T, x_TD if keep else None, unturned_TO, *head_rstds)
+        ctx.save_for_backward(h_TD, rstd_T, x_TD if keep else None, low_TS, unturned_TO, *head_rstds)
         ctx.layer, ctx.run = layer, run
         return q, k, v, h_TD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dq_TNH: Tensor, dk_TKH: Tensor, dv_TKH: Tensor, dh_TD: Tensor) -> Any:
-        h_TD, rstd_T, x_TD, unturned_TO, q_rstd, k_rstd = ctx.saved_tensors
+        h_TD, rstd_T, x_TD, low_TS, unturned_TO, q_rstd, k_rstd = ctx.saved_tensors
         layer, run = ctx.layer, ctx.run
         norm = ops.implementation("rms_norm", h_TD, run.backend)
         rope = ops.implementation("rope", h_TD, run.backend)
@@ -215,13 +224,14 @@ class _BeforeAttention(torch.autograd.Function):
             dk.copy_(_norm_heads_backward(norm, dk, k, layer.k_norm_H, k_rstd))
         dv.copy_(dv_TKH)
         dfactors: list[Tensor] = []
+        u_TS = rank_gradient(dy_TO, layer.qkv, run.matrices, seed)
         if layer.qkv.parameters():
             if x_TD is None:
                 x_TD, _, _ = norm.forward(h_TD, None, layer.input_norm_D, run.eps)
-            dfactors = factor_gradients(x_TD, dy_TO, layer.qkv, run.matrices, seed)
+            dfactors = factor_gradients(x_TD, low_TS, dy_TO, u_TS, layer.qkv, run.matrices, seed)
         if not ctx.needs_input_grad[0]:  # the embeddings are frozen: the first layer's input needs none
             return None, None, None, None, None, *dfactors
-        dx_TD = input_gradient(dy_TO, layer.qkv, run.matrices, seed)
+        dx_TD = input_gradient(dy_TO, u_TS, layer.qkv, run.matrices, seed)
         dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.input_norm_D, rstd_T)
         return dstream_TD, dstream_TD if ctx.needs_input_grad[1] else None, None, None, None, *dfactors
 
@@ -234,55 +244,53 @@ class _AfterAttention(torch.autograd.Function):
         ctx: Any, attended_TD: Tensor, h_TD: Tensor, layer: LlamaLayer, run: Pass, keep: bool, last_product: bool,
         *factors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        norm = ops.implementation("rms_norm", h_TD, run.backend)
-        swiglu = ops.implementation("swiglu", h_TD, run.backend)
-        o_TD = multiply(attended_TD, layer.o, run.matrices, run.seed_for(layer, 1))
-        x_TD, h_TD, rstd_T = norm.forward(o_TD, h_TD, layer.after_norm_D, run.eps)
-        both_T2I = multiply(x_TD, layer.gate_up, run.matrices, run.seed_for(layer, 2))
-        product_TI = swiglu.forward(*both_T2I.chunk(2, dim=1))
+        o_TD, o_low_TS = multiply(attended_TD, layer.o, run.matrices, run.seed_for(layer, 1))
+        rows, x_TD, h_TD, rstd_T = _normed(o_TD, h_TD, layer.after_norm_D, layer.gate_up, run)
+        both_T2I, both_low_TS = multiply(x_TD, layer.gate_up, run.matrices, run.seed_for(layer, 2), rows)
+        rows, product_TI = _gated(both_T2I, layer.down, run)
+        down_low_TS = None
         if last_product:
-            down_TD = multiply(product_TI, layer.down, run.matrices, run.seed_for(layer, 3))
+            down_TD, down_low_TS = multiply(product_TI, layer.down, run.matrices, run.seed_for(layer, 3), rows)
         else:
             down_TD = h_TD.new_zeros(()).expand(h_TD.shape)
         kept = (x_TD, product_TI) if keep else (None, None)
-        ctx.save_for_backward(attended_TD, h_TD, rstd_T, both_T2I, *kept)
+        ctx.save_for_backward(
+            attended_TD, h_TD, rstd_T, both_T2I, *kept, o_low_TS, both_low_TS, down_low_TS
+        )
         ctx.layer, ctx.run = layer, run
         return down_TD, h_TD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, ddown_TD: Tensor, dh_TD: Tensor) -> Any:
-        attended_TD, h_TD, rstd_T, both_T2I, x_TD, product_TI = ctx.saved_tensors
+        attended_TD, h_TD, rstd_T, both_T2I, x_TD, product_TI, *lows = ctx.saved_tensors
         layer, run = ctx.layer, ctx.run
         matrices = run.matrices
         norm = ops.implementation("rms_norm", h_TD, run.backend)
-        swiglu = ops.implementation("swiglu", h_TD, run.backend)
         o_seed, gate_up_seed, down_seed = (run.seed_for(layer, group) for group in (1, 2, 3))
 
-        dproduct_TI = input_gradient(ddown_TD, layer.down, matrices, down_seed)
+        u_TS = rank_gradient(ddown_TD, layer.down, matrices, down_seed)
+        dproduct_TI = input_gradient(ddown_TD, u_TS, layer.down, matrices, down_seed)
         again_TI = None
         if product_TI is None and layer.down.parameters():
             again_TI = torch.empty_like(dproduct_TI)
-        dboth_T2I = torch.empty_like(both_T2I)
-        dgate_TI, dup_TI = dboth_T2I.chunk(2, dim=1)
-        swiglu.backward(
-            dproduct_TI, *both_T2I.chunk(2, dim=1), dgate_TI=dgate_TI, dup_TI=dup_TI, product_TI=again_TI
-        )
-        ddown_factors = _factor_gradients(
-            product_TI if again_TI is None else again_TI, ddown_TD, layer.down, matrices, down_seed
-        )
-        del dproduct_TI, again_TI
+        rows, dboth_T2I = _gated_backward(dproduct_TI, both_T2I, again_TI, layer.gate_up, run)
+        product_TI = product_TI if again_TI is None else again_TI
+        ddown_factors = _factor_gradients(product_TI, lows[2], ddown_TD, u_TS, layer.down, matrices, down_seed)
+        del dproduct_TI, again_TI, product_TI
         if x_TD is None and layer.gate_up.parameters():
             x_TD, _, _ = norm.forward(h_TD, None, layer.after_norm_D, run.eps)
-        dgate_up_factors = _factor_gradients(x_TD, dboth_T2I, layer.gate_up, matrices, gate_up_seed)
-        dx_TD = input_gradient(dboth_T2I, layer.gate_up, matrices, gate_up_seed)
-        del dboth_T2I, dgate_TI, dup_TI
+        u_TS = rank_gradient(dboth_T2I, layer.gate_up, matrices, gate_up_seed)
+        dboth_factors = _factor_gradients(x_TD, lows[1], dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed)
+        dx_TD = input_gradient(dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, rows)
+        del dboth_T2I, rows
         dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.after_norm_D, rstd_T)
-        do_factors = _factor_gradients(attended_TD, dstream_TD, layer.o, matrices, o_seed)
+        u_TS = rank_gradient(dstream_TD, layer.o, matrices, o_seed)
+        do_factors = _factor_gradients(attended_TD, lows[0], dstream_TD, u_TS, layer.o, matrices, o_seed)
         dattended_TD = None
         if ctx.needs_input_grad[0]:
-            dattended_TD = input_gradient(dstream_TD, layer.o, matrices, o_seed)
-        dfactors = (*do_factors, *dgate_up_factors, *ddown_factors)
+            dattended_TD = input_gradient(dstream_TD, u_TS, layer.o, matrices, o_seed)
+        dfactors = (*do_factors, *dboth_factors, *ddown_factors)
         return dattended_TD, dstream_TD, None, None, None, None, *dfactors
 
 
@@ -330,7 +338,48 @@ def _norm_heads_backward(norm: Any, dy_TNH: Tensor, x_TNH: Tensor, weight_H: Ten
 
 
 def _factor_gradients(
-    x_TI: Tensor | None, dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None
-) -> list[Tensor]:
+    x_TI: Tensor | None, h_TS: Tensor | None, dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup,
+    matrices: Matrices, seed: int | None,
+) -> list[Tensor]:  # fmt: skip
     """Returns dA and dB of a group, [] when it has none and its input was not kept."""
-    return [] if x_TI is None else factor_gradients(x_TI, dy_TO, group, matrices, seed)
+    return [] if x_TI is None else factor_gradients(x_TI, h_TS, dy_TO, u_TS, group, matrices, seed)
+
+
+def _normed(
+    x_TD: Tensor, residual_TD: Tensor | None, weight_D: Tensor, group: LinearGroup, run: Pass
+) -> tuple[Rows | None, Tensor, Tensor, Tensor]:
+    """Returns the norm in e4m3 where the group multiplies in it, the norm [T, D], the sum [T, D] and rstd [T]."""
+    if run.matrices.fp8 is None:
+        return None, *ops.implementation("rms_norm", x_TD, run.backend).forward(x_TD, residual_TD, weight_D, run.eps)
+    columns = run.matrices.fp8_of(group).columns
+    kernels = ops.implementation("fp8", x_TD, run.backend)
+    rows, scale, *rest = kernels.rms_norm_rows(x_TD, residual_TD, weight_D, run.eps, columns)
+    return Rows(rows, scale), *rest
+
+
+def _gated(both_T2I: Tensor, group: LinearGroup, run: Pass) -> tuple[Rows | None, Tensor]:
+    """Returns silu(gate) * up in e4m3 where the group multiplies in it, and in the compute dtype, [T, I]."""
+    gate_TI, up_TI = both_T2I.chunk(2, dim=1)
+    if run.matrices.fp8 is None:
+        return None, ops.implementation("swiglu", both_T2I, run.backend).forward(gate_TI, up_TI)
+    columns = run.matrices.fp8_of(group).columns
+    kernels = ops.implementation("fp8", both_T2I, run.backend)
+    rows, scale, product_TI = kernels.swiglu_rows(gate_TI, up_TI, columns)
+    return Rows(rows, scale), product_TI
+
+
+def _gated_backward(
+    dproduct_TI: Tensor, both_T2I: Tensor, product_TI: Tensor | None, group: LinearGroup, run: Pass
+) -> tuple[Rows | None, Tensor]:
+    """Returns the gradients of gate and up, [T, 2I], in e4m3 too where the group multiplies in it; fills `product`."""
+    gate_TI, up_TI = both_T2I.chunk(2, dim=1)
+    dboth_T2I = torch.empty_like(both_T2I)
+    if run.matrices.fp8 is None:
+        dgate_TI, dup_TI = dboth_T2I.chunk(2, dim=1)
+        swiglu = ops.implementation("swiglu", both_T2I, run.backend)
+        swiglu.backward(dproduct_TI, gate_TI, up_TI, dgate_TI=dgate_TI, dup_TI=dup_TI, product_TI=product_TI)
+        return None, dboth_T2I
+    columns = run.matrices.fp8_of(group).columns
+    kernels = ops.implementation("fp8", both_T2I, run.backend)
+    rows, scale = kernels.swiglu_backward_rows(dproduct_TI, gate_TI, up_TI, dboth_T2I, product_TI, columns)
+    return Rows(rows, scale), dboth_T2I

@@ -1,9 +1,14 @@
-"""Rows in float8 with a scale each, in the kernel that makes the values. Formulas in `reference/fp8.py`.
+"""Rows in float8 with a scale each, in the kernel that makes the values; adapter columns; the product.
 
-One program holds a whole row, so the largest magnitude is known before the first value is written: one pass. Against
-quantising afterwards, the norm saves writing y (2 bytes) and reading it twice (4), the product likewise.
+Formulas in `reference/fp8.py`. For a norm or SwiGLU one program holds a whole row, so the largest magnitude is known
+before the first value is written: one pass. Against quantising afterwards that saves reading the values twice. The
+16-bit values are written too, since the adapter's small products read them.
 
-Legend: T tokens, K features (D behind the norm, I behind SwiGLU).
+SwiGLU's backward makes rows too long to be held (22,016 gradients of Llama 2 7B): a program goes over its row in
+pieces, writes the gradients, and reads them once more from the cache when the largest is known.
+
+Legend: T tokens, K features (D behind the norm, I behind SwiGLU), O out features, S columns of an adapter, W features
+and columns together.
 """
 
 from __future__ import annotations
@@ -14,39 +19,42 @@ import triton.language as tl
 
 from chulengo.kernels.applies import need, need_rows
 from chulengo.kernels.fused.launch import need_float, need_launchable, row_block, row_warps
-from chulengo.kernels.reference.fp8 import SMALLEST_AMAX
+from chulengo.kernels.reference import fp8 as reference
+from chulengo.kernels.reference.fp8 import SMALLEST_AMAX, ColumnTable
 from chulengo.kernels.reference.nf4 import E4M3_LARGEST
 from chulengo.kernels.reference.rms_norm import check as check_norm
 from chulengo.kernels.reference.swiglu import check as check_swiglu
 
 LARGEST_ROW = 32768
+PIECE = 4096  # features of a piece of a long row
+COLUMN_ROWS = 32  # rows of a program that writes an adapter's columns
 
 
 @triton.jit
-def _store_row(value, inside, row, k, num_features, rows_ptr, scale_ptr, SMALLEST: tl.constexpr,
+def _store_row(value, inside, row, k, stride_rows, rows_ptr, scale_ptr, SMALLEST: tl.constexpr,
                LARGEST: tl.constexpr):  # fmt: skip
     """scale = amax / 448; x8 = (x * (448 / amax)).to(e4m3), clamped; `value` is float32 and 0 outside the row."""
     amax = tl.maximum(tl.max(tl.abs(value), 0), SMALLEST)
     scaled = value * tl.div_rn(LARGEST, amax)
     scaled = tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST)
-    tl.store(rows_ptr + row * num_features + k, scaled.to(tl.float8e4nv), mask=inside)
+    tl.store(rows_ptr + row * stride_rows + k, scaled.to(tl.float8e4nv), mask=inside)
     tl.store(scale_ptr + row, tl.div_rn(amax, LARGEST))
 
 
 @triton.jit
-def _plain(x_ptr, rows_ptr, scale_ptr, num_features, stride_x, SMALLEST: tl.constexpr, LARGEST: tl.constexpr,
-           BLOCK_K: tl.constexpr):  # fmt: skip
+def _plain(x_ptr, rows_ptr, scale_ptr, num_features, stride_x, stride_rows, SMALLEST: tl.constexpr,
+           LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     inside = k < num_features
     x = tl.load(x_ptr + row * stride_x + k, mask=inside, other=0.0).to(tl.float32)
-    _store_row(x, inside, row, k, num_features, rows_ptr, scale_ptr, SMALLEST, LARGEST)
+    _store_row(x, inside, row, k, stride_rows, rows_ptr, scale_ptr, SMALLEST, LARGEST)
 
 
 @triton.jit
-def _rms_norm(x_ptr, residual_ptr, weight_ptr, rows_ptr, scale_ptr, sum_ptr, rstd_ptr, eps, num_features, stride_x,
-              stride_residual, HAS_RESIDUAL: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr,
-              BLOCK_K: tl.constexpr):  # fmt: skip
+def _rms_norm(x_ptr, residual_ptr, weight_ptr, rows_ptr, scale_ptr, y_ptr, sum_ptr, rstd_ptr, eps, num_features,
+              stride_x, stride_residual, stride_rows, HAS_RESIDUAL: tl.constexpr, SMALLEST: tl.constexpr,
+              LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     inside = k < num_features
@@ -62,25 +70,87 @@ def _rms_norm(x_ptr, residual_ptr, weight_ptr, rows_ptr, scale_ptr, sum_ptr, rst
     tl.store(rstd_ptr + row, rstd)
     weight = tl.load(weight_ptr + k, mask=inside, other=0.0).to(tl.float32)
     # y = (h * rstd).to(dtype) * weight, rounded to the dtype as the norm alone rounds it
-    y = ((h * rstd).to(dtype).to(tl.float32) * weight).to(dtype).to(tl.float32)
-    _store_row(y, inside, row, k, num_features, rows_ptr, scale_ptr, SMALLEST, LARGEST)
+    y = ((h * rstd).to(dtype).to(tl.float32) * weight).to(dtype)
+    tl.store(y_ptr + row * num_features + k, y, mask=inside)
+    _store_row(y.to(tl.float32), inside, row, k, stride_rows, rows_ptr, scale_ptr, SMALLEST, LARGEST)
 
 
 @triton.jit
-def _swiglu(gate_ptr, up_ptr, rows_ptr, scale_ptr, num_features, stride_gate, stride_up, SMALLEST: tl.constexpr,
-            LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+def _swiglu(gate_ptr, up_ptr, rows_ptr, scale_ptr, product_ptr, num_features, stride_gate, stride_up, stride_rows,
+            SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     inside = k < num_features
     gate = tl.load(gate_ptr + row * stride_gate + k, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + row * stride_up + k, mask=inside, other=0.0).to(tl.float32)
     # (silu(gate) * up).to(dtype)
-    product = (gate * tl.sigmoid(gate) * up).to(gate_ptr.dtype.element_ty).to(tl.float32)
-    _store_row(product, inside, row, k, num_features, rows_ptr, scale_ptr, SMALLEST, LARGEST)
+    product = (gate * tl.sigmoid(gate) * up).to(gate_ptr.dtype.element_ty)
+    tl.store(product_ptr + row * num_features + k, product, mask=inside)
+    _store_row(product.to(tl.float32), inside, row, k, stride_rows, rows_ptr, scale_ptr, SMALLEST, LARGEST)
 
 
-def _prepare(x_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, object]]:
-    """Returns the empty rows, the empty scales [T, 1] and the constants of a launch."""
+@triton.jit
+def _swiglu_backward(dproduct_ptr, gate_ptr, up_ptr, dboth_ptr, product_ptr, rows_ptr, scale_ptr, num_features,
+                     stride_dproduct, stride_gate, stride_up, stride_dboth, stride_rows, WITH_PRODUCT: tl.constexpr,
+                     SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    dtype = dboth_ptr.dtype.element_ty
+    largest = tl.zeros((BLOCK_K,), tl.float32)
+    for start in range(0, num_features, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        inside = k < num_features
+        gate = tl.load(gate_ptr + row * stride_gate + k, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(up_ptr + row * stride_up + k, mask=inside, other=0.0).to(tl.float32)
+        dproduct = tl.load(dproduct_ptr + row * stride_dproduct + k, mask=inside, other=0.0).to(tl.float32)
+        sigmoid = tl.sigmoid(gate)
+        # dgate = dp * u * s * (1 + g * (1 - s))
+        dgate = (dproduct * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))).to(dtype)
+        # dup = dp * g * s
+        dup = (dproduct * gate * sigmoid).to(dtype)
+        tl.store(dboth_ptr + row * stride_dboth + k, dgate, mask=inside)
+        tl.store(dboth_ptr + row * stride_dboth + num_features + k, dup, mask=inside)
+        if WITH_PRODUCT:
+            tl.store(product_ptr + row * num_features + k, (gate * sigmoid * up).to(dtype), mask=inside)
+        largest = tl.maximum(largest, tl.maximum(tl.abs(dgate.to(tl.float32)), tl.abs(dup.to(tl.float32))))
+    amax = tl.maximum(tl.max(largest, 0), SMALLEST)
+    factor = tl.div_rn(LARGEST, amax)
+    tl.store(scale_ptr + row, tl.div_rn(amax, LARGEST))
+    tl.debug_barrier()  # what the other threads of this program wrote is read now
+    for start in range(0, 2 * num_features, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        inside = k < 2 * num_features
+        value = tl.load(dboth_ptr + row * stride_dboth + k, mask=inside, other=0.0).to(tl.float32)
+        scaled = tl.minimum(tl.maximum(value * factor, -LARGEST), LARGEST)
+        tl.store(rows_ptr + row * stride_rows + k, scaled.to(tl.float8e4nv), mask=inside)
+
+
+@triton.jit
+def _columns(source_ptr, factor_ptr, scale_ptr, first_ptr, last_ptr, column_ptr, rows_ptr, num_rows, num_sources,
+             stride_row, stride_column, stride_rows, TABLE: tl.constexpr, LARGEST: tl.constexpr, COLUMNS: tl.constexpr,
+             BLOCK_T: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    s = tl.arange(0, COLUMNS)
+    used = s < num_sources
+    inside = (row < num_rows)[:, None] & used[None, :]
+    column = s
+    if TABLE:
+        column = tl.load(column_ptr + s, mask=used, other=0)
+        first = tl.load(first_ptr + s, mask=used, other=0)
+        last = tl.load(last_ptr + s, mask=used, other=0)
+        inside = inside & (row[:, None] >= first[None, :]) & (row[:, None] < last[None, :])
+    place = row.to(tl.int64)[:, None] * stride_row + column.to(tl.int64)[None, :] * stride_column
+    value = tl.load(source_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.load(factor_ptr + s, mask=used, other=0.0)
+    scale = tl.load(scale_ptr + row, mask=row < num_rows, other=1.0)
+    # (source * factor / scale).to(e4m3), clamped
+    scaled = tl.div_rn(value * factor[None, :], tl.broadcast_to(scale[:, None], (BLOCK_T, COLUMNS)))
+    scaled = tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST)
+    tl.store(rows_ptr + row.to(tl.int64)[:, None] * stride_rows + s[None, :], scaled.to(tl.float8e4nv),
+             mask=(row < num_rows)[:, None] & (s >= 0)[None, :])  # fmt: skip
+
+
+def _prepare(x_TK: torch.Tensor, num_features: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns empty rows [T, num_features + columns] and scales [T, 1]."""
     need(x_TK.dim() == 2, f"x has shape {tuple(x_TK.shape)}.", allowed="[T, K]")
     need_launchable(x_TK)
     need_float("x", x_TK)
@@ -88,46 +158,113 @@ def _prepare(x_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, 
     if x_TK.is_cuda:
         capability = torch.cuda.get_device_capability(x_TK.device)
         need(capability >= (8, 9), f"The device has compute capability {capability}.", allowed="8.9 and above for e4m3")
-    rows_TK = torch.empty(x_TK.shape, dtype=torch.float8_e4m3fn, device=x_TK.device)
-    scale_T1 = torch.ones((x_TK.shape[0], 1), dtype=torch.float32, device=x_TK.device)
-    block = row_block(x_TK.shape[1], LARGEST_ROW)
-    constants = {"SMALLEST": SMALLEST_AMAX, "LARGEST": E4M3_LARGEST, "BLOCK_K": block, "num_warps": row_warps(block)}
-    return rows_TK, scale_T1, constants
+    shape = (x_TK.shape[0], num_features + columns)
+    rows_TW = torch.empty(shape, dtype=torch.float8_e4m3fn, device=x_TK.device)
+    return rows_TW, torch.empty((x_TK.shape[0], 1), dtype=torch.float32, device=x_TK.device)
 
 
-def quantize_rows(x_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns x in float8_e4m3fn [T, K] and scales [T, 1]. See `reference.fp8.quantize_rows`."""
-    rows_TK, scale_T1, constants = _prepare(x_TK)
+def _constants(num_features: int) -> dict[str, object]:
+    block = row_block(num_features, LARGEST_ROW)
+    return {"SMALLEST": SMALLEST_AMAX, "LARGEST": E4M3_LARGEST, "BLOCK_K": block, "num_warps": row_warps(block)}
+
+
+def quantize_rows(x_TK: torch.Tensor, columns: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns x in float8_e4m3fn [T, K + columns] and scales [T, 1]. See `reference.fp8.quantize_rows`."""
+    rows_TW, scale_T1 = _prepare(x_TK, x_TK.shape[1], columns)
     if x_TK.numel():
-        _plain[(x_TK.shape[0],)](x_TK, rows_TK, scale_T1, x_TK.shape[1], x_TK.stride(0), **constants)
-    return rows_TK, scale_T1
+        _plain[(x_TK.shape[0],)](x_TK, rows_TW, scale_T1, x_TK.shape[1], x_TK.stride(0), rows_TW.stride(0),
+                                 **_constants(x_TK.shape[1]))  # fmt: skip
+    return rows_TW, scale_T1
 
 
 def rms_norm_rows(
-    x_TD: torch.Tensor, residual_TD: torch.Tensor | None, weight_D: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns e4m3 rows and scales of the norm, the sum and rstd. See `reference.fp8.rms_norm_rows`."""
+    x_TD: torch.Tensor, residual_TD: torch.Tensor | None, weight_D: torch.Tensor, eps: float, columns: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns e4m3 rows and scales of the norm, its y, the sum and rstd. See `reference.fp8.rms_norm_rows`."""
     check_norm(x_TD, residual_TD, weight_D)
-    rows_TD, scale_T1, constants = _prepare(x_TD)
+    rows_TW, scale_T1 = _prepare(x_TD, x_TD.shape[1], columns)
     rstd_T = torch.empty(x_TD.shape[0], dtype=torch.float32, device=x_TD.device)
+    y_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device)
     sum_TD, residual = x_TD, x_TD
     if residual_TD is not None:
         need_rows("residual", residual_TD)
-        sum_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device)
+        sum_TD = torch.empty_like(y_TD)
         residual = residual_TD
     if x_TD.numel():
-        _rms_norm[(x_TD.shape[0],)](x_TD, residual, weight_D, rows_TD, scale_T1, sum_TD, rstd_T, eps, x_TD.shape[1],
-                                    x_TD.stride(0), residual.stride(0), HAS_RESIDUAL=residual_TD is not None,
-                                    **constants)  # fmt: skip
-    return rows_TD, scale_T1, sum_TD, rstd_T
+        _rms_norm[(x_TD.shape[0],)](x_TD, residual, weight_D, rows_TW, scale_T1, y_TD, sum_TD, rstd_T, eps,
+                                    x_TD.shape[1], x_TD.stride(0), residual.stride(0), rows_TW.stride(0),
+                                    HAS_RESIDUAL=residual_TD is not None, **_constants(x_TD.shape[1]))  # fmt: skip
+    return rows_TW, scale_T1, y_TD, sum_TD, rstd_T
 
 
-def swiglu_rows(gate_TI: torch.Tensor, up_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns e4m3 rows and scales of silu(gate) * up. See `reference.fp8.swiglu_rows`."""
+def swiglu_rows(
+    gate_TI: torch.Tensor, up_TI: torch.Tensor, columns: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns e4m3 rows and scales of silu(gate) * up, and the product. See `reference.fp8.swiglu_rows`."""
     check_swiglu(gate_TI, up_TI)
-    rows_TI, scale_T1, constants = _prepare(gate_TI)
+    rows_TW, scale_T1 = _prepare(gate_TI, gate_TI.shape[1], columns)
     need_rows("up", up_TI)
+    product_TI = torch.empty(gate_TI.shape, dtype=gate_TI.dtype, device=gate_TI.device)
     if gate_TI.numel():
-        _swiglu[(gate_TI.shape[0],)](gate_TI, up_TI, rows_TI, scale_T1, gate_TI.shape[1], gate_TI.stride(0),
-                                     up_TI.stride(0), **constants)  # fmt: skip
-    return rows_TI, scale_T1
+        _swiglu[(gate_TI.shape[0],)](gate_TI, up_TI, rows_TW, scale_T1, product_TI, gate_TI.shape[1],
+                                     gate_TI.stride(0), up_TI.stride(0), rows_TW.stride(0),
+                                     **_constants(gate_TI.shape[1]))  # fmt: skip
+    return rows_TW, scale_T1, product_TI
+
+
+def swiglu_backward_rows(
+    dproduct_TI: torch.Tensor, gate_TI: torch.Tensor, up_TI: torch.Tensor, dboth_T2I: torch.Tensor,
+    product_TI: torch.Tensor | None, columns: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Writes `dboth` and `product`; returns e4m3 rows and scales of dboth. See `reference.fp8.swiglu_backward_rows`."""
+    check_swiglu(gate_TI, up_TI)
+    num_features = gate_TI.shape[1]
+    rows_TW, scale_T1 = _prepare(dboth_T2I, 2 * num_features, columns)
+    for name, x in (("dproduct", dproduct_TI), ("gate", gate_TI), ("up", up_TI)):
+        need_rows(name, x)
+    if product_TI is not None:
+        need(product_TI.is_contiguous(), "`product` is not contiguous.")
+    if gate_TI.numel():
+        block = min(PIECE, row_block(num_features))
+        _swiglu_backward[(gate_TI.shape[0],)](
+            dproduct_TI, gate_TI, up_TI, dboth_T2I, dboth_T2I if product_TI is None else product_TI, rows_TW, scale_T1,
+            num_features, dproduct_TI.stride(0), gate_TI.stride(0), up_TI.stride(0), dboth_T2I.stride(0),
+            rows_TW.stride(0), WITH_PRODUCT=product_TI is not None, SMALLEST=SMALLEST_AMAX, LARGEST=E4M3_LARGEST,
+            BLOCK_K=block, num_warps=row_warps(block),
+        )  # fmt: skip
+    return rows_TW, scale_T1
+
+
+def set_columns(
+    rows_TW: torch.Tensor, scale_T1: torch.Tensor, start: int, source_TS: torch.Tensor, factor_S: torch.Tensor,
+    table: ColumnTable | None = None,
+) -> None:  # fmt: skip
+    """Writes an adapter's columns. See `reference.fp8.set_columns`."""
+    need_launchable(rows_TW)
+    need_rows("rows", rows_TW)
+    columns = rows_TW.shape[1] - start
+    need(columns == triton.next_power_of_2(columns), f"There are {columns} columns.", allowed="a power of two")
+    places = (factor_S,) * 3 if table is None else tuple(table)
+    if rows_TW.numel():
+        grid = (triton.cdiv(rows_TW.shape[0], COLUMN_ROWS),)
+        _columns[grid](source_TS, factor_S, scale_T1, *places, rows_TW[:, start:], rows_TW.shape[0], len(factor_S),
+                       source_TS.stride(0), source_TS.stride(1), rows_TW.stride(0), TABLE=table is not None,
+                       LARGEST=E4M3_LARGEST, COLUMNS=columns, BLOCK_T=COLUMN_ROWS, num_warps=4)  # fmt: skip
+
+
+def product(
+    x8_TW: torch.Tensor, scale_T1: torch.Tensor, w8_OW: torch.Tensor, scale_O1: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Returns (x8 * scale) (w8 * scale)ᵀ, [T, O] in `dtype`: cuBLAS through `torch._scaled_mm`.
+
+    Its accumulators keep 14 bits between groups of products ("fast" accumulation); with full float32 ones the product
+    of gate and up takes 1.28 ms instead of 1.13, and gradients of an adapter are no nearer to bf16's.
+    """
+    if not x8_TW.is_cuda:  # the kernels around it are interpreted
+        return reference.product(x8_TW, scale_T1, w8_OW, scale_O1, dtype)
+    return torch._scaled_mm(
+        x8_TW, w8_OW.t(), scale_a=scale_T1, scale_b=scale_O1.view(1, -1), out_dtype=dtype, use_fast_accum=True
+    )
+
+
+ranges = reference.ranges

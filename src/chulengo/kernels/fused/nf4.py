@@ -7,7 +7,7 @@ bitsandbytes (8-bit map, add the offset, 4-bit) become one, and its two passes o
 
 Each thread reads 16 bytes (32 indices) and writes 16-byte pieces of the row-major [O, I] result. `_flat` serves plain
 dequantisation of any shape; `_tile` works on [BLOCK_O, BLOCK_I] tiles, because folding an adapter in is a small matrix
-product (B_tile A_tile, accumulated in float32), and because FP8 wants the transposed copy from the same tile.
+product (B_tile A_tile, accumulated in float32); `_fp8` does because one of its two layouts is transposed.
 
 All launches switch floating-point contraction off: level * nested + offset as one fused multiply-add would differ
 from bitsandbytes in the last bit.
@@ -28,6 +28,7 @@ from chulengo.kernels.reference.nf4 import NESTED_BLOCK_SIZE, NF4Weight
 LARGEST_RANK = 128
 WORDS = 512  # 32-bit words a program of 4 warps: 16 bytes a thread to read, 64 to write
 BLOCK_O, BLOCK_I = 16, 256  # of ten sizes tried on an H200 the fastest, with an adapter and without
+FP8, FP8_TRANSPOSED = (16, 256), (128, 64)  # tiles; the transposed copy is written in rows of BLOCK_O bytes
 
 
 @triton.jit
@@ -65,14 +66,11 @@ def _flat(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels
 
 
 @triton.jit
-def _tile(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels_ptr, a_ptr, b_ptr, inverse_o_ptr,
-          inverse_i_ptr, out_ptr, out_t_ptr, num_out, num_in, lora_scale, stride_a, stride_b, RANK: tl.constexpr,
-          RANK_BLOCK: tl.constexpr, PRECISION: tl.constexpr, FP8: tl.constexpr, QUANT_BLOCK: tl.constexpr,
-          NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, BLOCK_O: tl.constexpr,
-          BLOCK_I: tl.constexpr):  # fmt: skip
-    """W + s B A for one tile; FP8: times 1/scale of its row into `out`, and of its column, transposed, into `out_t`."""
+def _values(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels_ptr, row, num_out, num_in,
+            QUANT_BLOCK: tl.constexpr, NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, BLOCK_O: tl.constexpr,
+            BLOCK_I: tl.constexpr):  # fmt: skip
+    """level * absmax of the tile's rows `row` and the columns of program 0's number, float32 [BLOCK_O, BLOCK_I]."""
     WORDS_I: tl.constexpr = BLOCK_I // 8
-    row = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     word = tl.program_id(0) * WORDS_I + tl.arange(0, WORDS_I)
     inside = (row < num_out)[:, None] & (word * 8 < num_in)[None, :]
     place = row[:, None] * (num_in // 8) + word[None, :]
@@ -81,27 +79,51 @@ def _tile(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels
                            NESTED_BLOCK)  # fmt: skip
     index = (bits[:, :, None] >> (4 * (tl.arange(0, 8) ^ 1))[None, None, :]) & 15
     value = tl.load(levels_ptr + index) * absmax[:, :, None]
-    value = tl.reshape(value, (BLOCK_O, BLOCK_I))
+    return tl.reshape(value, (BLOCK_O, BLOCK_I))
+
+
+@triton.jit
+def _tile(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels_ptr, a_ptr, b_ptr, out_ptr, num_out,
+          num_in, lora_scale, stride_a, stride_b, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr,
+          PRECISION: tl.constexpr, QUANT_BLOCK: tl.constexpr, NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr,
+          BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr):  # fmt: skip
+    """W + s B A for one tile."""
+    row = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    value = _values(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels_ptr, row, num_out, num_in,
+                    QUANT_BLOCK, NESTED, NESTED_BLOCK, BLOCK_O, BLOCK_I)  # fmt: skip
     column = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     row_in, column_in = row < num_out, column < num_in
-    if RANK > 0:
-        r = tl.arange(0, RANK_BLOCK)
-        b = tl.load(b_ptr + row[:, None] * stride_b + r[None, :], mask=row_in[:, None] & (r < RANK)[None, :], other=0.0)
-        a = tl.load(a_ptr + r[:, None] * stride_a + column[None, :], mask=(r < RANK)[:, None] & column_in[None, :],
-                    other=0.0)  # fmt: skip
-        # W + s * (B @ A)
-        value += lora_scale * tl.dot(b, a, input_precision=PRECISION)
+    r = tl.arange(0, RANK_BLOCK)
+    b = tl.load(b_ptr + row[:, None] * stride_b + r[None, :], mask=row_in[:, None] & (r < RANK)[None, :], other=0.0)
+    a = tl.load(a_ptr + r[:, None] * stride_a + column[None, :], mask=(r < RANK)[:, None] & column_in[None, :],
+                other=0.0)  # fmt: skip
+    # W + s * (B @ A)
+    value += lora_scale * tl.dot(b, a, input_precision=PRECISION)
     keep = row_in[:, None] & column_in[None, :]
-    if FP8:
-        inverse_o = tl.load(inverse_o_ptr + row, mask=row_in, other=0.0)
-        inverse_i = tl.load(inverse_i_ptr + column, mask=column_in, other=0.0)
-        # (W * (1 / scale)).clamp(-448, 448).to(e4m3)
-        by_row = tl.minimum(tl.maximum(value * inverse_o[:, None], -448.0), 448.0).to(tl.float8e4nv)
-        tl.store(out_ptr + row[:, None] * num_in + column[None, :], by_row, mask=keep)
-        by_column = tl.minimum(tl.maximum(value * inverse_i[None, :], -448.0), 448.0).to(tl.float8e4nv)
-        tl.store(out_t_ptr + column[:, None] * num_out + row[None, :], tl.trans(by_column), mask=tl.trans(keep))
+    tl.store(out_ptr + row[:, None] * num_in + column[None, :], value.to(out_ptr.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _fp8(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels_ptr, scale_ptr, out_ptr, num_out,
+         num_in, stride_out, TRANSPOSED: tl.constexpr, QUANT_BLOCK: tl.constexpr, NESTED: tl.constexpr,
+         NESTED_BLOCK: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr):  # fmt: skip
+    """(W * (1 / scale)).to(e4m3), clamped, for one tile: scaled by row of W, or by column and transposed."""
+    row = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    value = _values(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels_ptr, row, num_out, num_in,
+                    QUANT_BLOCK, NESTED, NESTED_BLOCK, BLOCK_O, BLOCK_I)  # fmt: skip
+    column = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
+    row_in, column_in = row < num_out, column < num_in
+    keep = row_in[:, None] & column_in[None, :]
+    if TRANSPOSED:
+        scale = tl.load(scale_ptr + column, mask=column_in, other=1.0)
+        inverse = tl.div_rn(tl.full((BLOCK_I,), 1.0, tl.float32), scale)
+        value = tl.minimum(tl.maximum(value * inverse[None, :], -448.0), 448.0).to(tl.float8e4nv)
+        tl.store(out_ptr + column[:, None] * stride_out + row[None, :], tl.trans(value), mask=tl.trans(keep))
     else:
-        tl.store(out_ptr + row[:, None] * num_in + column[None, :], value.to(out_ptr.dtype.element_ty), mask=keep)
+        scale = tl.load(scale_ptr + row, mask=row_in, other=1.0)
+        inverse = tl.div_rn(tl.full((BLOCK_O,), 1.0, tl.float32), scale)
+        value = tl.minimum(tl.maximum(value * inverse[:, None], -448.0), 448.0).to(tl.float8e4nv)
+        tl.store(out_ptr + row[:, None] * stride_out + column[None, :], value, mask=keep)
 
 
 def _tables(weight: NF4Weight) -> tuple[torch.Tensor, ...]:
@@ -159,46 +181,39 @@ def dequantize(
     return out
 
 
-def dequantize_fp8(
-    weight: NF4Weight,
-    scale_O1: torch.Tensor,
-    scale_I1: torch.Tensor,
-    *,
-    lora_a_RI: torch.Tensor | None = None,
-    lora_b_OR: torch.Tensor | None = None,
-    lora_scale: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the e4m3 copies [O, I] and [I, O] of W + s B A. See `reference.nf4.dequantize_fp8`."""
+def dequantize_fp8(weight: NF4Weight, scale: torch.Tensor, out: torch.Tensor, *, transposed: bool) -> None:
+    """Writes the weight in e4m3, as it is or transposed. See `reference.nf4.dequantize_fp8`."""
     _need_weight(weight)
     num_out, num_in = weight.shape
-    by_row = torch.empty((num_out, num_in), dtype=torch.float8_e4m3fn, device=weight.packed.device)
-    by_column = torch.empty((num_in, num_out), dtype=torch.float8_e4m3fn, device=weight.packed.device)
-    inverse = (1.0 / scale_O1).view(-1), (1.0 / scale_I1).view(-1)
-    _launch_tile(weight, lora_a_RI, lora_b_OR, lora_scale, by_row, by_column, inverse)
-    return by_row, by_column
+    _need_words(weight)
+    shape = (num_in, num_out) if transposed else (num_out, num_in)
+    need(tuple(out.shape) == shape, f"`out` is {tuple(out.shape)}.", allowed=str(shape))
+    need_rows("out", out)
+    block_o, block_i = FP8_TRANSPOSED if transposed else FP8
+    grid = (triton.cdiv(num_in, block_i), triton.cdiv(num_out, block_o))
+    _fp8[grid](weight.packed.view(-1).view(torch.int32), *_tables(weight), weight.quant_map, scale, out, num_out,
+               num_in, out.stride(0), TRANSPOSED=transposed, BLOCK_O=block_o, BLOCK_I=block_i,
+               num_warps=8 if transposed else 4, **_constants(weight))  # fmt: skip
 
 
-def _launch_tile(weight, lora_a_RI, lora_b_OR, lora_scale, out, out_t=None, inverse=None):
+def _launch_tile(weight, lora_a_RI, lora_b_OR, lora_scale, out):
     num_out, num_in = weight.shape
+    _need_words(weight)
+    a, b, rank = lora_a_RI.detach(), lora_b_OR.detach(), lora_a_RI.shape[0]
+    _need_adapter(weight, a, b)
+    # bfloat16 factors multiply exactly in float32; float32 ones take three passes of the tensor cores
+    precision = "tf32x3" if a.dtype == torch.float32 else "ieee"
+    grid = (triton.cdiv(num_in, BLOCK_I), triton.cdiv(num_out, BLOCK_O))
+    _tile[grid](weight.packed.view(-1).view(torch.int32), *_tables(weight), weight.quant_map, a, b, out, num_out,
+                num_in, float(lora_scale), a.stride(0), b.stride(0), RANK=rank,
+                RANK_BLOCK=max(16, triton.next_power_of_2(rank)), PRECISION=precision, BLOCK_O=BLOCK_O,
+                BLOCK_I=BLOCK_I, num_warps=4, **_constants(weight))  # fmt: skip
+
+
+def _need_words(weight: NF4Weight) -> None:
+    num_in = weight.shape[1]
     need(num_in % 8 == 0, f"A row has {num_in} values.", allowed="multiples of 8", next_step="backend='reference'")
     need(weight.packed.data_ptr() % 4 == 0, "The packed weight does not start at a multiple of 4 bytes.")
-    rank, stride_a, stride_b, precision = 0, 0, 0, "ieee"
-    a = b = weight.quant_map
-    if lora_a_RI is not None:
-        a, b, rank = lora_a_RI.detach(), lora_b_OR.detach(), lora_a_RI.shape[0]
-        _need_adapter(weight, a, b)
-        stride_a, stride_b = a.stride(0), b.stride(0)
-        # bfloat16 factors multiply exactly in float32; float32 ones take three passes of the tensor cores
-        precision = "tf32x3" if a.dtype == torch.float32 else "ieee"
-    inverse_o, inverse_i = inverse if inverse is not None else (weight.quant_map, weight.quant_map)
-    # FP8 writes the transposed copy in rows of BLOCK_O bytes: 128 fill a cache line
-    block_o, block_i = (128, 128) if out_t is not None else (BLOCK_O, BLOCK_I)
-    grid = (triton.cdiv(num_in, block_i), triton.cdiv(num_out, block_o))
-    _tile[grid](weight.packed.view(-1).view(torch.int32), *_tables(weight), weight.quant_map, a, b, inverse_o,
-                inverse_i, out, out if out_t is None else out_t, num_out, num_in, float(lora_scale), stride_a, stride_b,
-                RANK=rank, RANK_BLOCK=max(16, triton.next_power_of_2(rank)), PRECISION=precision,
-                FP8=out_t is not None, BLOCK_O=block_o, BLOCK_I=block_i, num_warps=8 if out_t is not None else 4,
-                **_constants(weight))  # fmt: skip
 
 
 def _need_adapter(weight: NF4Weight, a: torch.Tensor, b: torch.Tensor) -> None:

@@ -43,6 +43,7 @@ NF4_LEVELS = (
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCK_SIZE = 256
 E4M3_LARGEST = 448.0
+LARGEST_IN_COPY = 56.0
 CELLS = 65535  # bitsandbytes' CPU table: cell i stands for the value 2 i / 65535 - 1
 QUANT_STATE = "quant_state.bitsandbytes__nf4"
 
@@ -232,63 +233,43 @@ def _values(weight: NF4Weight, lora_a_RI: Tensor | None, lora_b_OR: Tensor | Non
     return value_OI
 
 
-def amax(weight: NF4Weight) -> tuple[Tensor, Tensor]:
-    """Returns the largest magnitude of each row, float32 [O], and of each column, float32 [I]; made once, when loading.
+def fp8_scales(weight: NF4Weight) -> tuple[Tensor, Tensor]:
+    """Returns the scales of e4m3 copies: of each row, float32 [O, 1], and of each column, float32 [I, 1].
 
-    They are what FP8 copies need to know before they see the values: see `dequantize_fp8`.
+    Made once for a weight.
     """
-    magnitude_OI = _values(weight, None, None, 1.0).abs()
-    return magnitude_OI.amax(1), magnitude_OI.amax(0)
+    return matrix_scales(_values(weight, None, None, 1.0))
 
 
-def fp8_scales(
-    row_amax_O: Tensor, column_amax_I: Tensor, lora_a_RI: Tensor | None, lora_b_OR: Tensor | None, lora_scale: float
-) -> tuple[Tensor, Tensor]:
-    """Returns scales [O, 1] and [I, 1] under which no value of W + s B A overflows e4m3.
+def matrix_scales(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the scales of a matrix that is not quantised, as `fp8_scales` does.
 
-    Without an adapter they are exact (amax / 448). With one, the amax is bounded instead of measured,
-        max_i |W_oi + s (BA)_oi| <= max_i |W_oi| + |s| sum_r |B_or| max_i |A_ri|,
-    which saves a pass over the weight. A bound that is too wide by a factor f < 2 costs nothing in a floating format
-    but the values below 2**-6 of it that turn subnormal.
+    Each row's largest value becomes 56, not 448. The three powers of two above it are for the columns of an adapter,
+    which share the scale of the row they stand in (`reference.fp8.ranges`). It costs nothing: e4m3 is a floating format
+    of 15 powers of two, and NF4's smallest level is 2**-4 of its block's largest.
     """
-    row_bound_O, column_bound_I = row_amax_O, column_amax_I
-    if lora_a_RI is not None and lora_b_OR is not None:
-        a_RI, b_OR = lora_a_RI.detach().float().abs(), lora_b_OR.detach().float().abs()
-        row_bound_O = row_bound_O + abs(lora_scale) * (b_OR @ a_RI.amax(1))
-        column_bound_I = column_bound_I + abs(lora_scale) * (b_OR.amax(0) @ a_RI)
-    smallest = 1e-12
+    magnitude_OI, smallest = weight_OI.float().abs(), 1e-12
     return (
-        (row_bound_O.clamp(min=smallest) / E4M3_LARGEST)[:, None],
-        (column_bound_I.clamp(min=smallest) / E4M3_LARGEST)[:, None],
+        (magnitude_OI.amax(1).clamp(min=smallest) / LARGEST_IN_COPY)[:, None],
+        (magnitude_OI.amax(0).clamp(min=smallest) / LARGEST_IN_COPY)[:, None],
     )
 
 
-def dequantize_fp8(
-    weight: NF4Weight,
-    scale_O1: Tensor,
-    scale_I1: Tensor,
-    *,
-    lora_a_RI: Tensor | None = None,
-    lora_b_OR: Tensor | None = None,
-    lora_scale: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Returns W + s B A in float8_e4m3fn as [O, I] (scaled by row) and transposed as [I, O] (scaled by column of W).
+def dequantize_fp8(weight: NF4Weight, scale: Tensor, out: Tensor, *, transposed: bool) -> None:
+    """Writes W in float8_e4m3fn, rounded once from float32: as [O, I] scaled by row, or as [I, O] by column of W.
 
     The first serves y = x Wᵀ, the second dx = dy W: `torch._scaled_mm` wants both operands contiguous along the
-    summed dimension, and a scale for each row of either. Rounded once, from float32.
+    summed dimension, and a scale for each row of either.
 
     Args:
         weight: the quantised weight.
-        scale_O1: float32 [O, 1] from `fp8_scales`.
-        scale_I1: float32 [I, 1] from `fp8_scales`.
-        lora_a_RI: [R, I] or None.
-        lora_b_OR: [O, R] or None.
-        lora_scale: factor of the adapter.
+        scale: float32 [O, 1], or [I, 1] when transposed, as `fp8_scales` gives them or larger.
+        out: e4m3, with a contiguous last dimension; rows may lie further apart than they are long.
+        transposed: which of the two.
     """
-    value_OI = _values(weight, lora_a_RI, lora_b_OR, lora_scale)
-    forward_OI = (value_OI * (1.0 / scale_O1)).clamp(-E4M3_LARGEST, E4M3_LARGEST).to(torch.float8_e4m3fn)
-    backward_IO = (value_OI.t() * (1.0 / scale_I1)).clamp(-E4M3_LARGEST, E4M3_LARGEST).to(torch.float8_e4m3fn)
-    return forward_OI, backward_IO.contiguous()
+    value_OI = _values(weight, None, None, 1.0)
+    value = value_OI.t() if transposed else value_OI
+    out.copy_((value * (1.0 / scale)).clamp(-E4M3_LARGEST, E4M3_LARGEST).to(torch.float8_e4m3fn))
 
 
 def to_state_dict(weight: NF4Weight) -> dict[str, Tensor]:

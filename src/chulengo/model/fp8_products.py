@@ -1,0 +1,213 @@
+"""Frozen products in FP8: a group's matrix in e4m3, once for y = x Wᵀ and once, transposed, for dx = dy W.
+
+Each copy has a scale for each of its rows. The adapter is not folded in: an update s B A is far below a step of e4m3
+(2**-4 of a value), so most of it would be lost, or turned into noise by every optimiser step. It rides beside the
+matrix in columns of its own, and one product computes
+
+    y  = x Wᵀ  + s h Bᵀ      h = x Aᵀ
+    dx = dy W  + s u A       u = dy B
+
+h and u are products in 16 bits that the gradients of A and B need anyway (dA = s uᵀ x, dB = s dyᵀ h), so the adapter
+costs its columns: 2 % of the product at rank 16 (`kernels/reference/fp8.py` has the formulas and the figures).
+
+Where copies come from, as in 16 bits:
+
+    stream-fp8      written from NF4 at every use, into one buffer that all groups share
+    resident-fp8    both written once and kept: 2 bytes a weight, as a 16-bit matrix has
+
+What it costs in quality is measured by `benchmarks/fp8_gate.py` and told in docs/explanation/fast-engine.md. It is
+never chosen by itself.
+
+Legend: T tokens, I in features, O out features of all maps of a group together, S ranks of all maps together, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from chulengo.kernels import ops
+from chulengo.kernels.reference import nf4
+from chulengo.kernels.reference.fp8 import ColumnTable, num_columns
+
+FP8_POLICIES = ("stream-fp8", "resident-fp8")
+
+
+class Rows(NamedTuple):
+    """An operand in e4m3, [T, K + columns], and the scale of each row, float32 [T, 1]."""
+
+    values: Tensor
+    scale_T1: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Fp8Adapter:
+    """What an adapter adds to the copies of one group.
+
+    Attributes:
+        a_SI: A of all maps, stacked, in the compute dtype.
+        b_OR: B of all maps, stacked.
+        table: which of B's values stand where in the columns.
+        factors_4S: see `reference.fp8.ranges`.
+    """
+
+    a_SI: Tensor
+    b_OR: Tensor
+    table: ColumnTable
+    factors_4S: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Fp8Group:
+    """The e4m3 side of a group of maps.
+
+    Attributes:
+        weights: [O_j, I] each.
+        scale_O1: float32, of the rows of all maps.
+        scale_I1: float32, of the columns, the largest of all maps.
+        adapter: or None.
+        forward_OW: the copy for y, where it is kept.
+        backward_IW: the copy for dx, where it is kept.
+    """
+
+    weights: tuple[nf4.NF4Weight | Tensor, ...]
+    scale_O1: Tensor
+    scale_I1: Tensor
+    adapter: Fp8Adapter | None = None
+    forward_OW: Tensor | None = None
+    backward_IW: Tensor | None = None
+
+    @property
+    def columns(self) -> int:
+        """Columns beside the values of each row."""
+        return 0 if self.adapter is None else num_columns(len(self.adapter.a_SI))
+
+
+def fp8_group(weights: tuple[nf4.NF4Weight | Tensor, ...]) -> Fp8Group:
+    """Returns a group with the scales of its weights, without an adapter."""
+    rows, columns = zip(*(_scales(weight) for weight in weights), strict=True)
+    return Fp8Group(weights, torch.cat(rows), torch.stack(columns).amax(0))
+
+
+def column_table(widths: Sequence[int], ranks: Sequence[int], device: torch.device) -> ColumnTable:
+    """Returns where the values of each map's B stand: in its rows, and in columns of its own."""
+    parts = []
+    end = 0
+    for width, rank in zip(widths, ranks, strict=True):
+        parts += [(end, end + width, column) for column in range(rank)]
+        end += width
+    first, last, column = torch.tensor(parts, dtype=torch.int32, device=device).view(-1, 3).unbind(1)
+    return ColumnTable(first.contiguous(), last.contiguous(), column.contiguous())
+
+
+class Fp8Matrices:
+    """Makes the copies of groups, by the policy, and multiplies by them."""
+
+    def __init__(self, *, resident: bool, dtype: torch.dtype, backend: str) -> None:
+        """Holds nothing yet; the buffer grows to the largest copy at first use."""
+        self.resident, self.dtype, self.backend = resident, dtype, backend
+        self._buffer: Tensor | None = None
+
+    def rows(self, x_TK: Tensor, group: Fp8Group) -> Rows:
+        """Returns an operand of a group's product, with room for the adapter's columns."""
+        return Rows(*ops.implementation("fp8", x_TK, self.backend).quantize_rows(x_TK, group.columns))
+
+    def multiply(self, rows: Rows, h_TS: Tensor | None, group: Fp8Group) -> Tensor:
+        """Returns x Wᵀ + s h Bᵀ [T, O]; the columns of `rows` are overwritten.
+
+        Args:
+            rows: x, [T, I + columns].
+            h_TS: x Aᵀ of all maps, or None without an adapter.
+            group: the maps.
+        """
+        kernels = ops.implementation("fp8", rows.values, self.backend)
+        self._set(rows, h_TS, group, 0)
+        copy_OW = self._copy(group, transposed=False)
+        y_TO: Tensor = kernels.product(*rows, copy_OW, group.scale_O1, self.dtype)
+        return y_TO
+
+    def multiply_transposed(self, rows: Rows, u_TS: Tensor | None, group: Fp8Group) -> Tensor:
+        """Returns dy W + s u A [T, I]; the columns of `rows` are overwritten.
+
+        Args:
+            rows: dy, [T, O + columns].
+            u_TS: dy B of all maps, or None without an adapter.
+            group: the maps.
+        """
+        kernels = ops.implementation("fp8", rows.values, self.backend)
+        self._set(rows, u_TS, group, 2)
+        copy_IW = self._copy(group, transposed=True)
+        dx_TI: Tensor = kernels.product(*rows, copy_IW, group.scale_I1, self.dtype)
+        return dx_TI
+
+    def refresh(self, group: Fp8Group, lora_scale: float) -> None:
+        """Makes the factors of the columns again, and the columns of kept copies, after the adapter has changed."""
+        adapter = group.adapter
+        if adapter is None:
+            return
+        kernels = ops.implementation("fp8", adapter.a_SI, self.backend)
+        scales = (group.scale_O1, group.scale_I1)
+        adapter.factors_4S = kernels.ranges(adapter.a_SI, adapter.b_OR, adapter.table, *scales, lora_scale)
+        if group.forward_OW is not None:
+            self._write_columns(group, group.forward_OW, transposed=False)
+        if group.backward_IW is not None:
+            self._write_columns(group, group.backward_IW, transposed=True)
+
+    def _set(self, rows: Rows, ranks_TS: Tensor | None, group: Fp8Group, factor: int) -> None:
+        if ranks_TS is not None and group.adapter is not None:
+            kernels = ops.implementation("fp8", rows.values, self.backend)
+            start = rows.values.shape[1] - group.columns
+            kernels.set_columns(*rows, start, ranks_TS, group.adapter.factors_4S[factor])
+
+    def _copy(self, group: Fp8Group, *, transposed: bool) -> Tensor:
+        kept = group.backward_IW if transposed else group.forward_OW
+        if kept is not None:
+            return kept
+        num_out, num_in = len(group.scale_O1), len(group.scale_I1)
+        shape = (num_in, num_out + group.columns) if transposed else (num_out, num_in + group.columns)
+        device = group.scale_O1.device
+        if self.resident:
+            copy = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
+        else:
+            if self._buffer is None or self._buffer.numel() < shape[0] * shape[1]:
+                self._buffer = torch.empty(shape[0] * shape[1], dtype=torch.float8_e4m3fn, device=device)
+            copy = self._buffer[: shape[0] * shape[1]].view(shape)
+        self._write(group, copy, transposed=transposed)
+        self._write_columns(group, copy, transposed=transposed)
+        if self.resident and transposed:
+            group.backward_IW = copy
+        elif self.resident:
+            group.forward_OW = copy
+        return copy
+
+    def _write(self, group: Fp8Group, copy: Tensor, *, transposed: bool) -> None:
+        start = 0
+        for weight in group.weights:
+            end = start + weight.shape[0]
+            out = copy[:, start:end] if transposed else copy[start:end, : weight.shape[1]]
+            scale = group.scale_I1 if transposed else group.scale_O1[start:end]
+            if isinstance(weight, nf4.NF4Weight):
+                ops.dequantize_nf4_fp8(weight, scale, out, transposed=transposed, backend=self.backend)
+            else:
+                values = weight.t() if transposed else weight
+                out.copy_((values.float() * (1.0 / scale)).clamp(-nf4.E4M3_LARGEST, nf4.E4M3_LARGEST).to(out.dtype))
+            start = end
+
+    def _write_columns(self, group: Fp8Group, copy: Tensor, *, transposed: bool) -> None:
+        adapter = group.adapter
+        if adapter is None:
+            return
+        kernels = ops.implementation("fp8", copy, self.backend)
+        start = copy.shape[1] - group.columns
+        if transposed:
+            kernels.set_columns(copy, group.scale_I1, start, adapter.a_SI.t(), adapter.factors_4S[3])
+        else:
+            kernels.set_columns(copy, group.scale_O1, start, adapter.b_OR, adapter.factors_4S[1], adapter.table)
+
+
+def _scales(weight: nf4.NF4Weight | Tensor) -> tuple[Tensor, Tensor]:
+    return nf4.fp8_scales(weight) if isinstance(weight, nf4.NF4Weight) else nf4.matrix_scales(weight)

@@ -1,0 +1,124 @@
+"""Products in FP8: the same whatever is kept, near the products in 16 bits, and what is wrong is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chulengo.data.batches import collate_packed
+from chulengo.errors import ConfigError
+from chulengo.kernels.reference import fp8
+from chulengo.model.fast import FastModel
+from fast_models import distance, gradients, make_fast, randomise
+from training_kit import assert_equal_tensors, make_rows
+
+ROWS = make_rows(6, seed=4)
+BATCH = collate_packed([ROWS[:3], ROWS[3:]], pad_id=0)
+FAMILIES = ["llama with every bias", "qwen 3"]
+SOME = {"targets": ("down_proj", "k_proj")}
+
+
+def model_of(path: Path, *, lora: dict[str, Any] | None = None, size: float = 0.02, **settings: Any) -> FastModel:
+    model = make_fast(path, lora=lora, **settings)
+    randomise(model.named_parameters(), size=size)
+    model.train()
+    return model
+
+
+def outcome(model: FastModel) -> dict[str, Tensor]:
+    nll, found = gradients(model, BATCH)
+    return found | {"loss": nll}
+
+
+@pytest.mark.parametrize("lora", [{}, SOME], ids=["all maps", "some maps"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_policies_are_the_same_computation(
+    family_folder: Callable[[str], Path], family: str, dtype: str, lora: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {"compute_dtype": dtype, "lora": lora}
+    kept = outcome(model_of(family_folder(family), weights="resident-fp8", **settings))
+    for weights, policy in (("stream-fp8", "keep"), ("stream-fp8", "full"), ("resident-fp8", "selective"),
+                            ("stream-fp8", ["keep", "selective", "full", "offload"])):  # fmt: skip
+        model = model_of(family_folder(family), weights=weights, activations=policy, **settings)
+        assert_equal_tensors(kept, outcome(model))
+
+
+def test_copies_follow_the_adapter(family_folder: Callable[[str], Path]) -> None:
+    """Kept copies hold the adapter of the last step until they are refreshed; streamed ones are made from it."""
+    models = [model_of(family_folder("qwen 3"), weights=weights) for weights in ("stream-fp8", "resident-fp8")]
+    for model in models:
+        outcome(model)
+        randomise(model.named_parameters(), seed=1000)
+    first, second = (outcome(model) for model in models)
+    assert_equal_tensors(first, second)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_near_the_products_in_float32(
+    family_folder: Callable[[str], Path], family: str, quantization: str
+) -> None:
+    exact = outcome(model_of(family_folder(family), quantization=quantization))
+    found = outcome(model_of(family_folder(family), quantization=quantization, weights="stream-fp8"))
+    assert abs(float(found["loss"] / exact["loss"]) - 1) < 0.01
+    wrong = {name: distance(found[name], value) for name, value in exact.items()}
+    # these random models amplify rounding: with products in bfloat16 the median is 0.16 to 0.18 and the largest 0.32
+    assert sorted(wrong.values())[len(wrong) // 2] < 0.3, wrong
+    assert max(wrong.values()) < 0.5, wrong
+    assert min(wrong.values()) > 1e-5, "these were not products in FP8"
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_an_adapter_left_out_is_seen(
+    family_folder: Callable[[str], Path], part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a large adapter, leaving its columns out of either product is far outside the bound."""
+    path = family_folder("qwen 3")
+    exact = outcome(model_of(path, size=0.15))
+    right = fp8.ranges
+
+    def wrong(*arguments: Any) -> Tensor:
+        factors = right(*arguments)
+        factors[0 if part == "forward" else 2] = 0
+        return factors
+
+    near = outcome(model_of(path, size=0.15, weights="resident-fp8"))
+    monkeypatch.setattr(fp8, "ranges", wrong)
+    far = outcome(model_of(path, size=0.15, weights="resident-fp8"))
+    errors = [sorted(distance(found[name], value) for name, value in exact.items()) for found in (near, far)]
+    medians = [each[len(each) // 2] for each in errors]
+    assert medians[0] < 0.3
+    assert medians[1] > 2 * medians[0], medians
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"), [({"dropout": 0.1}, "no adapter with dropout"), ({"form": "folded"}, "cannot be folded")]
+)
+def test_what_does_not_go_is_refused(family_folder: Callable[[str], Path], lora: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        model_of(family_folder("qwen 3"), weights="stream-fp8", lora=lora)
+
+
+def test_losses_fall_as_in_float32(family_folder: Callable[[str], Path]) -> None:
+    def losses(**settings: Any) -> list[float]:
+        model = make_fast(family_folder("llama with shared key heads"), **settings)
+        model.train()
+        optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=3e-3, weight_decay=0.0)
+        found = []
+        for _ in range(30):
+            nll, count = model.nll(BATCH)
+            (nll / count).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(float(nll.detach()) / count)
+        return found
+
+    usual, eighth = losses(), losses(weights="stream-fp8")
+    assert usual[-1] < 0.8 * usual[0]
+    assert max(abs(a - b) for a, b in zip(usual, eighth, strict=True)) < 0.1 * (usual[0] - usual[-1])
