@@ -24,6 +24,7 @@ O and I out and in features of a weight, R rank.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from types import ModuleType
@@ -80,7 +81,12 @@ def describe(device: torch.device | str | None = None) -> list[OpChoice]:
 
 def implementation(op: str, x: Tensor, backend: str = "auto") -> ModuleType:
     """Returns `reference/<op>.py` or `fused/<op>.py`, whichever runs for `x`: their `forward` and `backward`."""
-    return importlib.import_module(f"chulengo.kernels.{choose(x.device, backend)[0]}.{op}")
+    return _module(op, x.device.type, backend)
+
+
+@functools.cache  # asked some 1,500 times a step
+def _module(op: str, device: str, backend: str) -> ModuleType:
+    return importlib.import_module(f"chulengo.kernels.{choose(device, backend)[0]}.{op}")
 
 
 def _rows(gradient: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from chulengo.model.lora import attach_fresh, named_factors, read_adapter, write
 from chulengo.model.lora_settings import ALL_LINEAR, LoraSettings, lora_settings
 from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs, pack_batch, pack_sequences
-from chulengo.model.step_graph import StepGraphs, filled
+from chulengo.model.step_graph import RepeatedWork, StepGraphs, filled
 
 FORMS = ("auto", "folded", "separate")
 
@@ -53,6 +53,7 @@ class FastModel:
         self.lora: LoraSettings | None = None
         self._flat: FlatFactors | None = None
         self._uses_graphs = graphs
+        self._refreshing = RepeatedWork(lambda: self._matrices.refresh(self._groups))
         self._graphs: StepGraphs | None = None
         self.training = False
         self.dropout_seed = 0
@@ -199,7 +200,8 @@ class FastModel:
         if self._uses_graphs and self._flat is not None and not settings.dropout:
             self._graphs = StepGraphs(self._flat, self._loss)
         self._matrices.release(self._groups)
-        self._matrices.refresh(self._groups)
+        self._refreshing = RepeatedWork(lambda: self._matrices.refresh(self._groups))
+        self._refresh(True)
 
     def _pass(self, inputs: PackedInputs, refold: bool, *, dropout: bool = True) -> llama.Pass:
         self._check_length(inputs)
@@ -221,7 +223,8 @@ class FastModel:
 
     def _refresh(self, refold: bool) -> None:
         if refold and self.lora is not None:
-            self._matrices.refresh(self._groups)
+            num_kept = sum(group.num_kept for group in self._groups)
+            self._refreshing.run(num_kept, graph=self.device.type == "cuda")
 
     def _check_length(self, inputs: PackedInputs) -> None:
         if inputs.max_seqlen > self.shape.max_seq_tokens:
@@ -348,7 +351,7 @@ def _lora_form(settings: LoraSettings, form: str, *, fp8: bool) -> LoraForm:
             next_step="--set lora.dropout=0, or --set model.weights_policy=auto for products in 16 bits",
         )
     if fp8 and form == "folded":
-        raise ConfigError("An adapter cannot be folded into weights in FP8, whose steps are larger.", allowed="separate")
+        raise ConfigError("FP8 weights cannot take an adapter in: their steps are larger.", allowed="separate")
     if form == "folded" and settings.dropout:
         raise ConfigError(
             f"An adapter with dropout {settings.dropout} cannot be folded into the weights.",

@@ -66,7 +66,7 @@ class Fp8Group:
     """The e4m3 side of a group of maps.
 
     Attributes:
-        weights: [O_j, I] each.
+        weights: [O_j, I] each, the linear group's own list; in the host's memory while both copies are kept.
         scale_O1: float32, of the rows of all maps.
         scale_I1: float32, of the columns, the largest of all maps.
         adapter: or None.
@@ -74,7 +74,7 @@ class Fp8Group:
         backward_IW: the copy for dx, where it is kept.
     """
 
-    weights: tuple[nf4.NF4Weight | Tensor, ...]
+    weights: list[nf4.NF4Weight | Tensor]
     scale_O1: Tensor
     scale_I1: Tensor
     adapter: Fp8Adapter | None = None
@@ -86,8 +86,12 @@ class Fp8Group:
         """Columns beside the values of each row."""
         return 0 if self.adapter is None else num_columns(len(self.adapter.a_SI))
 
+    def move_weights(self, device: torch.device) -> None:
+        """Moves the weights, for everybody who has the list."""
+        self.weights[:] = [weight.to(device) for weight in self.weights]
 
-def fp8_group(weights: tuple[nf4.NF4Weight | Tensor, ...]) -> Fp8Group:
+
+def fp8_group(weights: list[nf4.NF4Weight | Tensor]) -> Fp8Group:
     """Returns a group with the scales of its weights, without an adapter."""
     rows, columns = zip(*(_scales(weight) for weight in weights), strict=True)
     return Fp8Group(weights, torch.cat(rows), torch.stack(columns).amax(0))
@@ -151,7 +155,7 @@ class Fp8Matrices:
             return
         kernels = ops.implementation("fp8", adapter.a_SI, self.backend)
         scales = (group.scale_O1, group.scale_I1)
-        adapter.factors_4S = kernels.ranges(adapter.a_SI, adapter.b_OR, adapter.table, *scales, lora_scale)
+        kernels.ranges(adapter.a_SI, adapter.b_OR, adapter.table, *scales, lora_scale, adapter.factors_4S)
         if group.forward_OW is not None:
             self._write_columns(group, group.forward_OW, transposed=False)
         if group.backward_IW is not None:
@@ -178,11 +182,17 @@ class Fp8Matrices:
             copy = self._buffer[: shape[0] * shape[1]].view(shape)
         self._write(group, copy, transposed=transposed)
         self._write_columns(group, copy, transposed=transposed)
-        if self.resident and transposed:
-            group.backward_IW = copy
-        elif self.resident:
-            group.forward_OW = copy
+        if self.resident:
+            self._keep(group, copy, transposed=transposed)
         return copy
+
+    def _keep(self, group: Fp8Group, copy: Tensor, *, transposed: bool) -> None:
+        if transposed:
+            group.backward_IW = copy
+        else:
+            group.forward_OW = copy
+        if group.forward_OW is not None and group.backward_IW is not None:
+            group.move_weights(torch.device("cpu"))
 
     def _write(self, group: Fp8Group, copy: Tensor, *, transposed: bool) -> None:
         start = 0

@@ -81,7 +81,7 @@ class LinearGroup:
     """
 
     names: tuple[str, ...]
-    weights: tuple[NF4Weight | Tensor, ...]
+    weights: list[NF4Weight | Tensor]
     bias_O: Tensor | None
     factors: list[Factors | None]
     resident_OI: Tensor | None = None
@@ -97,6 +97,12 @@ class LinearGroup:
     def in_features(self) -> int:
         """In features, the same for all maps."""
         return self.weights[0].shape[1]
+
+    @property
+    def num_kept(self) -> int:
+        """How many matrices of the group are kept, in 16 bits or in FP8."""
+        copies = () if self.fp8 is None else (self.fp8.forward_OW, self.fp8.backward_IW)
+        return sum(matrix is not None for matrix in (self.resident_OI, *copies))
 
     def parameters(self) -> list[nn.Parameter]:
         """Returns A and B of every adapted map, in order."""
@@ -176,6 +182,8 @@ class Matrices:
     def release(self, groups: Iterable[LinearGroup]) -> None:
         """Forgets resident matrices and copies: the form, or which maps have an adapter, has changed."""
         for group in groups:
+            if group.fp8 is not None:
+                group.fp8.move_weights(group.fp8.scale_O1.device)
             group.resident_OI = group.copies = group.fp8 = None
 
     def _refresh_fp8(self, fp8: Fp8Matrices, group: LinearGroup) -> None:
@@ -186,7 +194,8 @@ class Matrices:
             a_SI, b_OR = copies.stacked_a_SI, copies.stacked_b_OR
             ranks = [0 if a is None else len(a) for a in copies.a_RI]
             table = column_table(group.widths, ranks, a_SI.device)
-            side.adapter = Fp8Adapter(a_SI, b_OR, table, torch.empty(0))
+            factors_4S = torch.empty((4, len(a_SI)), device=a_SI.device)
+            side.adapter = Fp8Adapter(a_SI, b_OR, table, factors_4S)
         fp8.refresh(side, self.form.scale)
 
     def _folds(self, group: LinearGroup) -> bool:

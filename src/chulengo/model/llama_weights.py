@@ -120,9 +120,7 @@ def _group(stored: StoredTensors, shape: LlamaShape, names: tuple[str, ...]) -> 
     sizes = shape.sizes
     short = [name.rsplit(".", 1)[-1] for name in names]
     in_out = [sizes.linear(name) for name in short]
-    weights = tuple(
-        stored.linear(f"{name}.weight", (outs, ins)) for name, (ins, outs) in zip(names, in_out, strict=True)
-    )
+    weights = [stored.linear(f"{name}.weight", (outs, ins)) for name, (ins, outs) in zip(names, in_out, strict=True)]
     if short[0] in ("gate_proj", "down_proj"):
         biased = sizes.mlp_bias
     else:

@@ -43,6 +43,33 @@ class _Captured:
     nll: Tensor
 
 
+class RepeatedWork:
+    """Work on the same tensors again and again, which writes where it wrote before, as a graph on a CUDA device.
+
+    After an optimiser step of Llama 2 7B some 400 small kernels bring the adapter's copies up to date; launched one by
+    one they keep the device waiting for 5 ms.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        """Runs nothing yet."""
+        self._work = work
+        self._key = -1
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def run(self, key: int, *, graph: bool) -> None:
+        """Runs the work: as it is when `key`, which stands for the tensors it writes, has changed, else as a graph."""
+        if key != self._key or not graph:
+            self._key, self._graph = key, None
+            self._work()
+            return
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(self._graph):
+                self._work()
+        self._graph.replay()
+
+
 class StepGraphs:
     """The graphs of one model, by the shapes of the batch."""
 

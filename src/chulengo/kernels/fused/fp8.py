@@ -27,7 +27,8 @@ from chulengo.kernels.reference.swiglu import check as check_swiglu
 
 LARGEST_ROW = 32768
 PIECE = 4096  # features of a piece of a long row
-COLUMN_ROWS = 32  # rows of a program that writes an adapter's columns
+COLUMN_ROWS = 16  # rows of a program that writes an adapter's columns
+RANGE_BLOCK = 1024
 
 
 @triton.jit
@@ -149,6 +150,40 @@ def _columns(source_ptr, factor_ptr, scale_ptr, first_ptr, last_ptr, column_ptr,
              mask=(row < num_rows)[:, None] & (s >= 0)[None, :])  # fmt: skip
 
 
+@triton.jit
+def _ranges(a_ptr, b_ptr, first_ptr, last_ptr, column_ptr, scale_o_ptr, scale_i_ptr, out_ptr, lora_scale, num_in,
+            num_sources, stride_a, stride_b, SMALLEST: tl.constexpr, LARGEST: tl.constexpr,
+            BLOCK: tl.constexpr):  # fmt: skip
+    s = tl.program_id(0)
+    first, last, column = tl.load(first_ptr + s), tl.load(last_ptr + s), tl.load(column_ptr + s)
+    sum_a = tl.zeros((BLOCK,), tl.float32)
+    most_a = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, num_in, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        a = tl.abs(tl.load(a_ptr + s * stride_a + i, mask=i < num_in, other=0.0).to(tl.float32))
+        scale = tl.load(scale_i_ptr + i, mask=i < num_in, other=1.0)
+        sum_a += a
+        most_a = tl.maximum(most_a, a / scale)
+    sum_b = tl.zeros((BLOCK,), tl.float32)
+    most_b = tl.zeros((BLOCK,), tl.float32)
+    for start in range(first, last, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        b = tl.abs(tl.load(b_ptr + row.to(tl.int64) * stride_b + column, mask=row < last, other=0.0).to(tl.float32))
+        scale = tl.load(scale_o_ptr + row, mask=row < last, other=1.0)
+        sum_b += b
+        most_b = tl.maximum(most_b, b / scale)
+    size = tl.abs(lora_scale)
+    # c = min(|s| ||A_s||_1, 448 / max(|B| / scale)), and with A and B exchanged
+    forward = tl.minimum(size * tl.sum(sum_a, 0), LARGEST / tl.maximum(tl.max(most_b, 0), SMALLEST))
+    forward = tl.maximum(forward, SMALLEST)
+    backward = tl.minimum(size * tl.sum(sum_b, 0), LARGEST / tl.maximum(tl.max(most_a, 0), SMALLEST))
+    backward = tl.maximum(backward, SMALLEST)
+    tl.store(out_ptr + s, lora_scale / forward)
+    tl.store(out_ptr + num_sources + s, forward)
+    tl.store(out_ptr + 2 * num_sources + s, lora_scale / backward)
+    tl.store(out_ptr + 3 * num_sources + s, backward)
+
+
 def _prepare(x_TK: torch.Tensor, num_features: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns empty rows [T, num_features + columns] and scales [T, 1]."""
     need(x_TK.dim() == 2, f"x has shape {tuple(x_TK.shape)}.", allowed="[T, K]")
@@ -267,4 +302,15 @@ def product(
     )
 
 
-ranges = reference.ranges
+def ranges(
+    a_SI: torch.Tensor, b_OR: torch.Tensor, table: ColumnTable, scale_O1: torch.Tensor, scale_I1: torch.Tensor,
+    lora_scale: float, out_4S: torch.Tensor,
+) -> None:  # fmt: skip
+    """Writes the factors of an adapter's columns. See `reference.fp8.ranges`."""
+    need_launchable(a_SI)
+    need_rows("A", a_SI)
+    need_rows("B", b_OR)
+    if len(a_SI):
+        _ranges[(len(a_SI),)](a_SI, b_OR, *table, scale_O1, scale_I1, out_4S, lora_scale, a_SI.shape[1], len(a_SI),
+                              a_SI.stride(0), b_OR.stride(0), SMALLEST=SMALLEST_AMAX, LARGEST=E4M3_LARGEST,
+                              BLOCK=RANGE_BLOCK, num_warps=4)  # fmt: skip

@@ -122,15 +122,16 @@ def set_columns(
 
 
 def ranges(
-    a_SI: Tensor, b_OR: Tensor, table: ColumnTable, scale_O1: Tensor, scale_I1: Tensor, lora_scale: float
-) -> Tensor:
-    """Returns what `set_columns` multiplies by, float32 [4, S]: for h and B in the forward, u = dy B and A behind it.
+    a_SI: Tensor, b_OR: Tensor, table: ColumnTable, scale_O1: Tensor, scale_I1: Tensor, lora_scale: float,
+    out_4S: Tensor,
+) -> None:  # fmt: skip
+    """Writes what `set_columns` multiplies by: for h and B in the forward, for u = dy B and A in the backward.
 
     With h_s <= max|x| ||A_s||_1 and the row's scale max|x| / 448, c_s = s ||A_s||_1 is the least that never lets h8
-    leave the range, whatever x is; a typical h8 is then near 2, in the middle of e4m3's range. B8 may
-    not leave it either, so c_s is at most 448 / max_o(|B_os| / scale_o). Where that is smaller, as for an adapter that has
-    grown large, h8 is larger, and clamped at 448: for Llama 2 7B's shape, alpha twice the rank and values of B of 0.1
-    that is at 7 times its rms. The same with the parts of A and B exchanged for u = dy B and A.
+    leave the range, whatever x is; a typical h8 is then near 2, in the middle of e4m3's range. B8 may not leave it
+    either, so c_s is at most 448 / max_o(|B_os| / scale_o). Where that is smaller, as for an adapter that has grown
+    large, h8 is larger, and clamped at 448: for Llama 2 7B's shape, alpha twice the rank and values of B of 0.1 that
+    is at 7 times its rms. The same with the parts of A and B exchanged for u = dy B and A.
 
     Args:
         a_SI: A of all maps, stacked.
@@ -139,6 +140,7 @@ def ranges(
         scale_O1: float32, of W's rows.
         scale_I1: float32, of W's columns.
         lora_scale: factor of B A.
+        out_4S: float32, to write into.
     """
     row_O1 = torch.arange(len(b_OR), device=b_OR.device)[:, None]
     inside_OS = (row_O1 >= table.first_S) & (row_O1 < table.last_S)
@@ -146,7 +148,7 @@ def ranges(
     a_SI = a_SI.float().abs()
     forward_S = _between(abs(lora_scale) * a_SI.sum(1), (b_OS / scale_O1).amax(0))
     backward_S = _between(abs(lora_scale) * b_OS.sum(0), (a_SI / scale_I1.view(1, -1)).amax(1))
-    return torch.stack([lora_scale / forward_S, forward_S, lora_scale / backward_S, backward_S])
+    out_4S.copy_(torch.stack([lora_scale / forward_S, forward_S, lora_scale / backward_S, backward_S]))
 
 
 def _between(least_S: Tensor, largest_S: Tensor) -> Tensor:

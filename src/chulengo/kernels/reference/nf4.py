@@ -269,7 +269,7 @@ def dequantize_fp8(weight: NF4Weight, scale: Tensor, out: Tensor, *, transposed:
     """
     value_OI = _values(weight, None, None, 1.0)
     value = value_OI.t() if transposed else value_OI
-    out.copy_((value * (1.0 / scale)).clamp(-E4M3_LARGEST, E4M3_LARGEST).to(torch.float8_e4m3fn))
+    out.copy_((value * (1.0 / scale)).to(torch.float8_e4m3fn))
 
 
 def to_state_dict(weight: NF4Weight) -> dict[str, Tensor]:
