@@ -12,7 +12,7 @@ from measure import errors, mutant, normal
 from torch import Tensor
 
 from chulengo.kernels.reference import fp8 as reference
-from chulengo.kernels.reference import rms_norm, swiglu
+from chulengo.kernels.reference import rms_norm, rope, swiglu
 from chulengo.kernels.reference.nf4 import matrix_scales
 from chulengo.model.fp8_products import column_table
 
@@ -51,6 +51,24 @@ def backward_rows(module: ModuleType, gate: Tensor, up: Tensor, *, again: bool) 
     return (*made, both, product) if product is not None else (*made, both)
 
 
+def backward_in_place(module: ModuleType, gate: Tensor, up: Tensor) -> tuple[Tensor, ...]:
+    """The gradients written over gate and up, which lie in one tensor."""
+    dproduct = normal(*gate.shape, dtype=gate.dtype, device=gate.device, seed=4)
+    both, product = torch.cat([gate, up], dim=1), torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    made = module.swiglu_backward_rows(dproduct, *both.chunk(2, dim=1), both, product)
+    return (*made, both, product)
+
+
+def turned_back(module: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
+    """Rows, scales and gradients of three query heads and two key heads of 32 features; one token is all zeros."""
+    positions = torch.arange(len(x), device=x.device) % 3
+    cos, sin = rope.tables(8, 32, device=x.device)
+    heads = normal(len(x), 7, 32, dtype=torch.float32, device=x.device, seed=5) * x.float().norm(dim=1)[:, None, None]
+    dq, dk, dv = torch.split(heads.to(x.dtype), [3, 2, 2], dim=1)
+    made: tuple[Tensor, ...] = module.rope_backward_rows(dq, dk, dv, cos, sin, positions, 128)
+    return (made[0][:, : 7 * 32].contiguous(), *made[1:])
+
+
 def faults(module: ModuleType, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> list[str]:
     x, residual = rows(shape, dtype, device, 1), rows(shape, dtype, device, 2)
     weight = normal(shape[1], dtype=dtype, device=device, seed=3)
@@ -59,6 +77,8 @@ def faults(module: ModuleType, shape: tuple[int, int], dtype: torch.dtype, devic
         "norm": (module.rms_norm_rows(x, residual, weight, EPS), reference.rms_norm_rows(x, residual, weight, EPS)),
         "norm alone": (module.rms_norm_rows(x, None, weight, EPS), reference.rms_norm_rows(x, None, weight, EPS)),
         "swiglu": (module.swiglu_rows(x, residual), reference.swiglu_rows(x, residual)),
+        "rope backward": tuple(turned_back(each, x) for each in (module, reference)),
+        "swiglu in place": (backward_in_place(module, x, residual), backward_rows(reference, x, residual, again=True)),
         "swiglu backward": tuple(backward_rows(each, x, residual, again=True) for each in (module, reference)),
         "swiglu backward alone": tuple(backward_rows(each, x, residual, again=False) for each in (module, reference)),
     }
@@ -123,6 +143,9 @@ def test_no_tokens(device: torch.device, fused: ModuleType) -> None:
         pytest.param(("gate * tl.sigmoid(gate) * up", "tl.maximum(gate, 0.0) * up"), id="relu for silu"),
         pytest.param(("+ num_features + k, dup", "+ num_features + k, dgate"), id="gradient of gate in up's place"),
         pytest.param(("tl.maximum(largest, ", "tl.maximum(0.0 * largest, "), id="largest of the last piece"),
+        pytest.param(("(qb * cos - qa * sin)", "(qb * cos + qa * sin)"), id="half of a head turned the wrong way"),
+        pytest.param(("tl.maximum(most_q, tl.maximum(most_k, most_v))", "most_q"), id="largest of q alone"),
+        pytest.param(("(num_query_heads + num_key_heads) * 2", "num_query_heads * 2"), id="v in the place of k"),
     ],
 )
 def test_named_wrong_kernels_fail(edit, dtype, device, fused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -215,14 +215,17 @@ class _BeforeAttention(torch.autograd.Function):
         norm = ops.implementation("rms_norm", h_TD, run.backend)
         rope = ops.implementation("rope", h_TD, run.backend)
         seed = run.seed_for(layer, 0)
-        dy_TO = dq_TNH.new_empty((h_TD.shape[0], sum(layer.qkv.widths)))
-        dq, dk, dv = _heads(dy_TO, layer, run.head_size)
-        rope.backward(dq_TNH, dk_TKH, run.cos_SP, run.sin_SP, run.inputs.position_T, out=(dq, dk))
-        if layer.q_norm_H is not None:
-            q, k, _ = _heads(unturned_TO, layer, run.head_size)
-            dq.copy_(_norm_heads_backward(norm, dq, q, layer.q_norm_H, q_rstd))
-            dk.copy_(_norm_heads_backward(norm, dk, k, layer.k_norm_H, k_rstd))
-        dv.copy_(dv_TKH)
+        if run.matrices.fp8 is not None and layer.q_norm_H is None:
+            rows, dy_TO = _turned_back(dq_TNH, dk_TKH, dv_TKH, layer.qkv, run)
+        else:
+            rows, dy_TO = None, dq_TNH.new_empty((h_TD.shape[0], sum(layer.qkv.widths)))
+            dq, dk, dv = _heads(dy_TO, layer, run.head_size)
+            rope.backward(dq_TNH, dk_TKH, run.cos_SP, run.sin_SP, run.inputs.position_T, out=(dq, dk))
+            if layer.q_norm_H is not None:
+                q, k, _ = _heads(unturned_TO, layer, run.head_size)
+                dq.copy_(_norm_heads_backward(norm, dq, q, layer.q_norm_H, q_rstd))
+                dk.copy_(_norm_heads_backward(norm, dk, k, layer.k_norm_H, k_rstd))
+            dv.copy_(dv_TKH)
         dfactors: list[Tensor] = []
         u_TS = rank_gradient(dy_TO, layer.qkv, run.matrices, seed)
         if layer.qkv.parameters():
@@ -231,7 +234,7 @@ class _BeforeAttention(torch.autograd.Function):
             dfactors = factor_gradients(x_TD, low_TS, dy_TO, u_TS, layer.qkv, run.matrices, seed)
         if not ctx.needs_input_grad[0]:  # the embeddings are frozen: the first layer's input needs none
             return None, None, None, None, None, *dfactors
-        dx_TD = input_gradient(dy_TO, u_TS, layer.qkv, run.matrices, seed)
+        dx_TD = input_gradient(dy_TO, u_TS, layer.qkv, run.matrices, seed, rows)
         dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.input_norm_D, rstd_T)
         return dstream_TD, dstream_TD if ctx.needs_input_grad[1] else None, None, None, None, *dfactors
 
@@ -254,6 +257,8 @@ class _AfterAttention(torch.autograd.Function):
         else:
             down_TD = h_TD.new_zeros(()).expand(h_TD.shape)
         kept = (x_TD, product_TI) if keep else (None, None)
+        # what was computed again for one backward is nobody else's: the gradients of gate and up take their place
+        ctx.overwrites = not last_product
         ctx.save_for_backward(
             attended_TD, h_TD, rstd_T, both_T2I, *kept, o_low_TS, both_low_TS, down_low_TS
         )
@@ -274,7 +279,8 @@ class _AfterAttention(torch.autograd.Function):
         again_TI = None
         if product_TI is None and layer.down.parameters():
             again_TI = torch.empty_like(dproduct_TI)
-        rows, dboth_T2I = _gated_backward(dproduct_TI, both_T2I, again_TI, layer.gate_up, run)
+        dboth_T2I = both_T2I if ctx.overwrites else torch.empty_like(both_T2I)
+        rows = _gated_backward(dproduct_TI, both_T2I, dboth_T2I, again_TI, layer.gate_up, run)
         product_TI = product_TI if again_TI is None else again_TI
         ddown_factors = _factor_gradients(product_TI, lows[2], ddown_TD, u_TS, layer.down, matrices, down_seed)
         del dproduct_TI, again_TI, product_TI
@@ -357,6 +363,17 @@ def _normed(
     return Rows(rows, scale), *rest
 
 
+def _turned_back(
+    dq_TNH: Tensor, dk_TKH: Tensor, dv_TKH: Tensor, group: LinearGroup, run: Pass
+) -> tuple[Rows, Tensor]:
+    """Returns the gradients of q, k and v before their turn in e4m3, and in the compute dtype, [T, O]."""
+    kernels = ops.implementation("fp8", dq_TNH, run.backend)
+    columns = run.matrices.fp8_of(group).columns
+    turns = (run.cos_SP, run.sin_SP, run.inputs.position_T)
+    rows, scale, dy_TO = kernels.rope_backward_rows(dq_TNH, dk_TKH, dv_TKH, *turns, columns)
+    return Rows(rows, scale), dy_TO
+
+
 def _gated(both_T2I: Tensor, group: LinearGroup, run: Pass) -> tuple[Rows | None, Tensor]:
     """Returns silu(gate) * up in e4m3 where the group multiplies in it, and in the compute dtype, [T, I]."""
     gate_TI, up_TI = both_T2I.chunk(2, dim=1)
@@ -369,17 +386,19 @@ def _gated(both_T2I: Tensor, group: LinearGroup, run: Pass) -> tuple[Rows | None
 
 
 def _gated_backward(
-    dproduct_TI: Tensor, both_T2I: Tensor, product_TI: Tensor | None, group: LinearGroup, run: Pass
-) -> tuple[Rows | None, Tensor]:
-    """Returns the gradients of gate and up, [T, 2I], in e4m3 too where the group multiplies in it; fills `product`."""
+    dproduct_TI: Tensor, both_T2I: Tensor, dboth_T2I: Tensor, product_TI: Tensor | None, group: LinearGroup, run: Pass
+) -> Rows | None:
+    """Fills `dboth` and `product`; returns `dboth` in e4m3 where the group multiplies in it.
+
+    `dboth` may be `both`: every value is read by the thread that writes its gradients, before it does.
+    """
     gate_TI, up_TI = both_T2I.chunk(2, dim=1)
-    dboth_T2I = torch.empty_like(both_T2I)
     if run.matrices.fp8 is None:
         dgate_TI, dup_TI = dboth_T2I.chunk(2, dim=1)
         swiglu = ops.implementation("swiglu", both_T2I, run.backend)
         swiglu.backward(dproduct_TI, gate_TI, up_TI, dgate_TI=dgate_TI, dup_TI=dup_TI, product_TI=product_TI)
-        return None, dboth_T2I
+        return None
     columns = run.matrices.fp8_of(group).columns
     kernels = ops.implementation("fp8", both_T2I, run.backend)
     rows, scale = kernels.swiglu_backward_rows(dproduct_TI, gate_TI, up_TI, dboth_T2I, product_TI, columns)
-    return Rows(rows, scale), dboth_T2I
+    return Rows(rows, scale)

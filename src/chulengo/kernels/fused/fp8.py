@@ -1,11 +1,11 @@
 """Rows in float8 with a scale each, in the kernel that makes the values; adapter columns; the product.
 
-Formulas in `reference/fp8.py`. For a norm or SwiGLU one program holds a whole row, so the largest magnitude is known
-before the first value is written: one pass. Against quantising afterwards that saves reading the values twice. The
+Formulas in `reference/fp8.py`. For a norm or a rotation one program holds a whole row, so the largest magnitude is
+known before the first value is written: one pass. Against quantising afterwards that saves reading the values twice. The
 16-bit values are written too, since the adapter's small products read them.
 
-SwiGLU's backward makes rows too long to be held (22,016 gradients of Llama 2 7B): a program goes over its row in
-pieces, writes the gradients, and reads them once more from the cache when the largest is known.
+SwiGLU and its backward make rows too long to be held (22,016 gradients of Llama 2 7B): a program goes over its row in
+pieces, writes the values, and reads them once more from the cache when the largest is known.
 
 Legend: T tokens, K features (D behind the norm, I behind SwiGLU), O out features, S columns of an adapter, W features
 and columns together.
@@ -23,12 +23,14 @@ from chulengo.kernels.reference import fp8 as reference
 from chulengo.kernels.reference.fp8 import SMALLEST_AMAX, ColumnTable
 from chulengo.kernels.reference.nf4 import E4M3_LARGEST
 from chulengo.kernels.reference.rms_norm import check as check_norm
+from chulengo.kernels.reference.rope import check as check_rope
 from chulengo.kernels.reference.swiglu import check as check_swiglu
 
 LARGEST_ROW = 32768
-PIECE = 4096  # features of a piece of a long row
+PIECE, PIECE_WARPS = 2048, 8  # features of a piece of a long row
 COLUMN_ROWS = 16  # rows of a program that writes an adapter's columns
 RANGE_BLOCK = 1024
+ROPE_WARPS = 8
 
 
 @triton.jit
@@ -77,17 +79,37 @@ def _rms_norm(x_ptr, residual_ptr, weight_ptr, rows_ptr, scale_ptr, y_ptr, sum_p
 
 
 @triton.jit
+def _store_pieces(largest, row, num_features, values_ptr, stride_values, rows_ptr, stride_rows, scale_ptr,
+                  SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """As `_store_row`, of a row that this program has just written, with the largest magnitudes by place in a piece."""
+    amax = tl.maximum(tl.max(largest, 0), SMALLEST)
+    factor = tl.div_rn(LARGEST, amax)
+    tl.store(scale_ptr + row, tl.div_rn(amax, LARGEST))
+    tl.debug_barrier()  # what the other threads of this program wrote is read now
+    for start in range(0, num_features, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        inside = k < num_features
+        value = tl.load(values_ptr + row * stride_values + k, mask=inside, other=0.0).to(tl.float32)
+        scaled = tl.minimum(tl.maximum(value * factor, -LARGEST), LARGEST)
+        tl.store(rows_ptr + row * stride_rows + k, scaled.to(tl.float8e4nv), mask=inside)
+
+
+@triton.jit
 def _swiglu(gate_ptr, up_ptr, rows_ptr, scale_ptr, product_ptr, num_features, stride_gate, stride_up, stride_rows,
             SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    k = tl.arange(0, BLOCK_K)
-    inside = k < num_features
-    gate = tl.load(gate_ptr + row * stride_gate + k, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + row * stride_up + k, mask=inside, other=0.0).to(tl.float32)
-    # (silu(gate) * up).to(dtype)
-    product = (gate * tl.sigmoid(gate) * up).to(gate_ptr.dtype.element_ty)
-    tl.store(product_ptr + row * num_features + k, product, mask=inside)
-    _store_row(product.to(tl.float32), inside, row, k, stride_rows, rows_ptr, scale_ptr, SMALLEST, LARGEST)
+    largest = tl.zeros((BLOCK_K,), tl.float32)
+    for start in range(0, num_features, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        inside = k < num_features
+        gate = tl.load(gate_ptr + row * stride_gate + k, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(up_ptr + row * stride_up + k, mask=inside, other=0.0).to(tl.float32)
+        # (silu(gate) * up).to(dtype)
+        product = (gate * tl.sigmoid(gate) * up).to(gate_ptr.dtype.element_ty)
+        tl.store(product_ptr + row * num_features + k, product, mask=inside)
+        largest = tl.maximum(largest, tl.abs(product.to(tl.float32)))
+    _store_pieces(largest, row, num_features, product_ptr, num_features, rows_ptr, stride_rows, scale_ptr, SMALLEST,
+                  LARGEST, BLOCK_K)  # fmt: skip
 
 
 @triton.jit
@@ -113,16 +135,65 @@ def _swiglu_backward(dproduct_ptr, gate_ptr, up_ptr, dboth_ptr, product_ptr, row
         if WITH_PRODUCT:
             tl.store(product_ptr + row * num_features + k, (gate * sigmoid * up).to(dtype), mask=inside)
         largest = tl.maximum(largest, tl.maximum(tl.abs(dgate.to(tl.float32)), tl.abs(dup.to(tl.float32))))
-    amax = tl.maximum(tl.max(largest, 0), SMALLEST)
+    _store_pieces(largest, row, 2 * num_features, dboth_ptr, stride_dboth, rows_ptr, stride_rows, scale_ptr, SMALLEST,
+                  LARGEST, BLOCK_K)  # fmt: skip
+
+
+@triton.jit
+def _heads(x_ptr, num_heads, num_pairs, stride_head, HEADS: tl.constexpr, PAIRS: tl.constexpr):
+    """Both halves of all heads of one token, float32 [HEADS, PAIRS]; which of them are there; their place in a row."""
+    head, p = tl.arange(0, HEADS), tl.arange(0, PAIRS)
+    inside = (head < num_heads)[:, None] & (p < num_pairs)[None, :]
+    place = head[:, None] * stride_head + p[None, :]
+    a = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + place + num_pairs, mask=inside, other=0.0).to(tl.float32)
+    return a, b, inside, head[:, None] * (2 * num_pairs) + p[None, :]
+
+
+@triton.jit
+def _store_pair(a, b, inside, place, num_pairs, ptr, factor, EIGHTH: tl.constexpr, LARGEST: tl.constexpr):
+    if EIGHTH:
+        a = tl.minimum(tl.maximum(a * factor, -LARGEST), LARGEST)
+        b = tl.minimum(tl.maximum(b * factor, -LARGEST), LARGEST)
+    tl.store(ptr + place, a.to(ptr.dtype.element_ty), mask=inside)
+    tl.store(ptr + place + num_pairs, b.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _rope_backward(dq_ptr, dk_ptr, dv_ptr, cos_ptr, sin_ptr, position_ptr, dy_ptr, rows_ptr, scale_ptr,
+                   num_query_heads, num_key_heads, num_pairs, stride_q, stride_q_head, stride_k, stride_k_head,
+                   stride_v, stride_v_head, stride_cos, stride_sin, stride_dy, stride_rows, SMALLEST: tl.constexpr,
+                   LARGEST: tl.constexpr, QUERY_HEADS: tl.constexpr, KEY_HEADS: tl.constexpr,
+                   PAIRS: tl.constexpr):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    position = tl.load(position_ptr + token).to(tl.int64)
+    p = tl.arange(0, PAIRS)
+    cos = tl.load(cos_ptr + position * stride_cos + p, mask=p < num_pairs, other=0.0)[None, :]
+    sin = tl.load(sin_ptr + position * stride_sin + p, mask=p < num_pairs, other=0.0)[None, :]
+    dtype = dy_ptr.dtype.element_ty
+    qa, qb, q_in, q_place = _heads(dq_ptr + token * stride_q, num_query_heads, num_pairs, stride_q_head, QUERY_HEADS,
+                                   PAIRS)  # fmt: skip
+    ka, kb, k_in, k_place = _heads(dk_ptr + token * stride_k, num_key_heads, num_pairs, stride_k_head, KEY_HEADS, PAIRS)
+    va, vb, v_in, v_place = _heads(dv_ptr + token * stride_v, num_key_heads, num_pairs, stride_v_head, KEY_HEADS, PAIRS)
+    # a' = a cos + b sin, b' = b cos - a sin, rounded to the dtype
+    qc, qd = (qa * cos + qb * sin).to(dtype).to(tl.float32), (qb * cos - qa * sin).to(dtype).to(tl.float32)
+    kc, kd = (ka * cos + kb * sin).to(dtype).to(tl.float32), (kb * cos - ka * sin).to(dtype).to(tl.float32)
+    k_place += num_query_heads * 2 * num_pairs
+    v_place += (num_query_heads + num_key_heads) * 2 * num_pairs
+    most_q = tl.max(tl.max(tl.maximum(tl.abs(qc), tl.abs(qd)), 1), 0)
+    most_k = tl.max(tl.max(tl.maximum(tl.abs(kc), tl.abs(kd)), 1), 0)
+    most_v = tl.max(tl.max(tl.maximum(tl.abs(va), tl.abs(vb)), 1), 0)
+    amax = tl.maximum(tl.maximum(most_q, tl.maximum(most_k, most_v)), SMALLEST)
     factor = tl.div_rn(LARGEST, amax)
-    tl.store(scale_ptr + row, tl.div_rn(amax, LARGEST))
-    tl.debug_barrier()  # what the other threads of this program wrote is read now
-    for start in range(0, 2 * num_features, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        inside = k < 2 * num_features
-        value = tl.load(dboth_ptr + row * stride_dboth + k, mask=inside, other=0.0).to(tl.float32)
-        scaled = tl.minimum(tl.maximum(value * factor, -LARGEST), LARGEST)
-        tl.store(rows_ptr + row * stride_rows + k, scaled.to(tl.float8e4nv), mask=inside)
+    tl.store(scale_ptr + token, tl.div_rn(amax, LARGEST))
+    dy_ptr += token * stride_dy
+    rows_ptr += token * stride_rows
+    _store_pair(qc, qd, q_in, q_place, num_pairs, dy_ptr, 1.0, False, LARGEST)
+    _store_pair(kc, kd, k_in, k_place, num_pairs, dy_ptr, 1.0, False, LARGEST)
+    _store_pair(va, vb, v_in, v_place, num_pairs, dy_ptr, 1.0, False, LARGEST)
+    _store_pair(qc, qd, q_in, q_place, num_pairs, rows_ptr, factor, True, LARGEST)
+    _store_pair(kc, kd, k_in, k_place, num_pairs, rows_ptr, factor, True, LARGEST)
+    _store_pair(va, vb, v_in, v_place, num_pairs, rows_ptr, factor, True, LARGEST)
 
 
 @triton.jit
@@ -203,6 +274,11 @@ def _constants(num_features: int) -> dict[str, object]:
     return {"SMALLEST": SMALLEST_AMAX, "LARGEST": E4M3_LARGEST, "BLOCK_K": block, "num_warps": row_warps(block)}
 
 
+def _pieces(num_features: int) -> dict[str, object]:
+    block = min(PIECE, row_block(num_features))
+    return {"SMALLEST": SMALLEST_AMAX, "LARGEST": E4M3_LARGEST, "BLOCK_K": block, "num_warps": PIECE_WARPS}
+
+
 def quantize_rows(x_TK: torch.Tensor, columns: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns x in float8_e4m3fn [T, K + columns] and scales [T, 1]. See `reference.fp8.quantize_rows`."""
     rows_TW, scale_T1 = _prepare(x_TK, x_TK.shape[1], columns)
@@ -243,7 +319,7 @@ def swiglu_rows(
     if gate_TI.numel():
         _swiglu[(gate_TI.shape[0],)](gate_TI, up_TI, rows_TW, scale_T1, product_TI, gate_TI.shape[1],
                                      gate_TI.stride(0), up_TI.stride(0), rows_TW.stride(0),
-                                     **_constants(gate_TI.shape[1]))  # fmt: skip
+                                     **_pieces(gate_TI.shape[1]))  # fmt: skip
     return rows_TW, scale_T1, product_TI
 
 
@@ -260,14 +336,37 @@ def swiglu_backward_rows(
     if product_TI is not None:
         need(product_TI.is_contiguous(), "`product` is not contiguous.")
     if gate_TI.numel():
-        block = min(PIECE, row_block(num_features))
         _swiglu_backward[(gate_TI.shape[0],)](
             dproduct_TI, gate_TI, up_TI, dboth_T2I, dboth_T2I if product_TI is None else product_TI, rows_TW, scale_T1,
             num_features, dproduct_TI.stride(0), gate_TI.stride(0), up_TI.stride(0), dboth_T2I.stride(0),
-            rows_TW.stride(0), WITH_PRODUCT=product_TI is not None, SMALLEST=SMALLEST_AMAX, LARGEST=E4M3_LARGEST,
-            BLOCK_K=block, num_warps=row_warps(block),
+            rows_TW.stride(0), WITH_PRODUCT=product_TI is not None, **_pieces(num_features),
         )  # fmt: skip
     return rows_TW, scale_T1
+
+
+def rope_backward_rows(
+    dq_TNH: torch.Tensor, dk_TKH: torch.Tensor, dv_TKH: torch.Tensor, cos_SP: torch.Tensor, sin_SP: torch.Tensor,
+    position_T: torch.Tensor, columns: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Returns e4m3 rows and scales of q's, k's and v's gradients, and these. See `reference.fp8.rope_backward_rows`."""
+    check_rope(dq_TNH, dk_TKH, cos_SP, sin_SP, position_T)
+    for name, x in (("dq", dq_TNH), ("dk", dk_TKH), ("dv", dv_TKH), ("cos", cos_SP), ("sin", sin_SP)):
+        need_rows(name, x)
+    num_tokens, num_query_heads, head_size = dq_TNH.shape
+    num_key_heads = dk_TKH.shape[1]
+    width = (num_query_heads + 2 * num_key_heads) * head_size
+    dy_TO = torch.empty((num_tokens, width), dtype=dq_TNH.dtype, device=dq_TNH.device)
+    rows_TW, scale_T1 = _prepare(dy_TO, width, columns)
+    row_block(width, LARGEST_ROW)
+    if num_tokens:
+        _rope_backward[(num_tokens,)](
+            dq_TNH, dk_TKH, dv_TKH, cos_SP, sin_SP, position_T, dy_TO, rows_TW, scale_T1, num_query_heads,
+            num_key_heads, head_size // 2, *dq_TNH.stride()[:2], *dk_TKH.stride()[:2], *dv_TKH.stride()[:2],
+            cos_SP.stride(0), sin_SP.stride(0), dy_TO.stride(0), rows_TW.stride(0), SMALLEST=SMALLEST_AMAX,
+            LARGEST=E4M3_LARGEST, QUERY_HEADS=triton.next_power_of_2(num_query_heads),
+            KEY_HEADS=triton.next_power_of_2(num_key_heads), PAIRS=row_block(head_size // 2), num_warps=ROPE_WARPS,
+        )  # fmt: skip
+    return rows_TW, scale_T1, dy_TO
 
 
 def set_columns(

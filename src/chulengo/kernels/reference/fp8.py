@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from chulengo.kernels.applies import need
-from chulengo.kernels.reference import rms_norm, swiglu
+from chulengo.kernels.reference import rms_norm, rope, swiglu
 from chulengo.kernels.reference.nf4 import E4M3_LARGEST
 
 SMALLEST_AMAX = 2.0**-60  # its reciprocal is a normal float32
@@ -96,6 +96,16 @@ def swiglu_backward_rows(
     dgate_TI, dup_TI = dboth_T2I.chunk(2, dim=1)
     swiglu.backward(dproduct_TI, gate_TI, up_TI, dgate_TI=dgate_TI, dup_TI=dup_TI, product_TI=product_TI)
     return quantize_rows(dboth_T2I, columns)
+
+
+def rope_backward_rows(
+    dq_TNH: Tensor, dk_TKH: Tensor, dv_TKH: Tensor, cos_SP: Tensor, sin_SP: Tensor, position_T: Tensor,
+    columns: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Returns `quantize_rows` of q's and k's gradients before their turn and v's, side by side; then these, [T, O]."""
+    dq_TNH, dk_TKH = rope.backward(dq_TNH, dk_TKH, cos_SP, sin_SP, position_T)
+    dy_TO = torch.cat([part.flatten(1) for part in (dq_TNH, dk_TKH, dv_TKH)], dim=1)
+    return *quantize_rows(dy_TO, columns), dy_TO
 
 
 def set_columns(

@@ -43,15 +43,16 @@ def backward(
 
     Args:
         dproduct_TI: gradient of the product.
-        gate_TI: as in the forward; not changed.
-        up_TI: as in the forward; not changed.
-        dgate_TI: written; may be a half of a wider tensor.
-        dup_TI: written; likewise.
+        gate_TI: as in the forward.
+        up_TI: as in the forward.
+        dgate_TI: written; may be a half of a wider tensor, and may be gate itself.
+        dup_TI: written; likewise, up itself.
         product_TI: written where given: the forward's result again.
     """
     gate, up, dproduct = gate_TI.float(), up_TI.float(), dproduct_TI.float()
     sigmoid = torch.sigmoid(gate)
-    dgate_TI.copy_(dproduct * up * sigmoid * (1 + gate * (1 - sigmoid)))
-    dup_TI.copy_(dproduct * gate * sigmoid)
+    dgate, dup = dproduct * up * sigmoid * (1 + gate * (1 - sigmoid)), dproduct * gate * sigmoid
     if product_TI is not None:
         product_TI.copy_(gate * sigmoid * up)
+    dgate_TI.copy_(dgate)
+    dup_TI.copy_(dup)
