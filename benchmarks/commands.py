@@ -119,7 +119,8 @@ def watched_memory() -> Iterator[list[int]]:
     Everything a process takes is in it, CUDA's context too; looked at four times a second, so short peaks escape.
     The list is empty where nvidia-smi is not there.
     """
-    before, most, done = gpus(), [], threading.Event()
+    most: list[int] = []
+    before, done = gpus(), threading.Event()
 
     def watch() -> None:
         while not done.wait(0.25):

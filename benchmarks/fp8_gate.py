@@ -49,6 +49,7 @@ def texts_of(file: Path) -> Iterator[str]:
         for part in text.split("<|endoftext|>"):
             yield from (part[i : i + 20_000] for i in range(0, len(part), 20_000))
         return
+    records: Any
     if name.endswith("l"):
         records = [json.loads(line) for line in text.split("\n") if line.strip()]
     else:
@@ -82,7 +83,7 @@ def pack(data: Path, out: Path, max_tokens: int) -> None:
     stream: list[int] = []
     for text in documents:
         stream += [tokenizer.bos_id(), *tokenizer.encode(text), tokenizer.eos_id()]
-    arrays = {"text": np.array(stream, dtype=np.uint16)}
+    arrays: dict[str, Any] = {"text": np.array(stream, dtype=np.uint16)}
     inputs = prepare_inputs(load_config(None, [
         f'model.name="{data / "llama2_tokenizer"}"', f'data.train="{data / CONVERSATIONS}"', "prompt.style=llama2",
         "data.validation_fraction=0.15", f"training.max_seq_tokens={max_tokens}", "training.overlong=drop",
@@ -209,7 +210,7 @@ def tune(arguments: argparse.Namespace) -> None:
         model.train(False)
         found = [model.nll(batch) for batch in held_batches]
         model.train()
-        return float(sum(nll.double() for nll, _ in found)) / sum(count for _, count in found)
+        return float(sum(nll.item() for nll, _ in found)) / sum(count for _, count in found)
 
     def judged(model: Any) -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -221,9 +222,12 @@ def tune(arguments: argparse.Namespace) -> None:
         model = load_fast(arguments.model, weights=arguments.policy, activations=arguments.activations, **shared)
         model.attach_lora(rank=arguments.rank, alpha=2 * arguments.rank, seed=seed)
         print(f"{arguments.policy}, seed {seed}: {model.describe()}", flush=True)
-        losses = fine_tune(model, train, seed, arguments, lambda step, m=model, s=seed: append(
-            {**facts, "seed": s, "step": step, "own_loss": score(m), "bf16_loss": judged(m)}, arguments.out
-        ))  # fmt: skip
+
+        def look(step: int, model: Any = model, seed: int = seed) -> None:
+            scores = {"own_loss": score(model), "bf16_loss": judged(model)}
+            append({**facts, "seed": seed, "step": step, **scores}, arguments.out)
+
+        losses = fine_tune(model, train, seed, arguments, look)
         append({**facts, "seed": seed, "step": "all", "train_losses": losses}, arguments.out)
 
 
