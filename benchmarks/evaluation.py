@@ -25,6 +25,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,34 +40,31 @@ def inside(file: Path, words: list[str]) -> None:
     import torch
 
     import chulengo.generate.engine
+    import chulengo.generate.prompts
     import chulengo.model.session
     from chulengo.cli.main import main
 
-    spent = {"engine_s": 0.0, "loading_s": 0.0, "ready": 0.0, "engine_calls": 0.0}
-    complete, open_it = chulengo.generate.engine.complete_all, chulengo.model.session.open_session
+    spent = {"reading_s": 0.0, "loading_s": 0.0, "engine_s": 0.0}
 
-    def timed_complete(*given: Any, **named: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return complete(*given, **named)  # ids are on the host when it returns: nothing is still running
-        finally:
-            spent["engine_s"] += time.perf_counter() - started
-            spent["engine_calls"] += 1
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            found = function(*given, **named)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            spent[name] += time.perf_counter() - started
+            if name == "loading_s":
+                spent["loaded_at"] = time.perf_counter()
+            return found
 
-    def timed_open(*given: Any, **named: Any) -> Any:
-        started = time.perf_counter()
-        session = open_it(*given, **named)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        spent["ready"] = time.perf_counter()
-        spent["loading_s"] = spent["ready"] - started
-        return session
+        return call
 
-    chulengo.generate.engine.complete_all = timed_complete
-    chulengo.model.session.open_session = timed_open
+    chulengo.generate.engine.complete_all = timed("engine_s", chulengo.generate.engine.complete_all)
+    chulengo.generate.prompts.read_prompts = timed("reading_s", chulengo.generate.prompts.read_prompts)
+    chulengo.model.session.open_session = timed("loading_s", chulengo.model.session.open_session)
     status = main(words)
-    ended = time.perf_counter()
-    found = {**spent, "after_loading_s": ended - spent["ready"] if spent["ready"] else None}
+    loaded, ended = spent.pop("loaded_at", None), time.perf_counter()
+    found = {**spent, "after_loading_s": None if loaded is None else ended - loaded}
     if torch.cuda.is_available():
         found["peak_bytes"] = torch.cuda.max_memory_allocated()
     file.write_text(json.dumps(found), encoding="utf-8")
@@ -85,12 +83,12 @@ def measured(words: list[str], seconds: float) -> tuple[Ended, dict[str, Any]]:
 
 def harness(row: dict[str, Any], prompts: int, new_tokens: int, usual_tokens: int) -> dict[str, float]:
     """Returns the harness's share of the time after loading, as measured and for longer answers."""
-    rest = row["after_loading_s"] - row["engine_s"]
+    rest = row["reading_s"] + row["after_loading_s"] - row["engine_s"]
     per_answer, engine = rest / prompts, row["engine_s"] / prompts
     longer = engine * usual_tokens / new_tokens
     return {
         "harness_ms_an_answer": 1000 * per_answer, "engine_ms_an_answer": 1000 * engine,
-        "share": rest / row["after_loading_s"], "tokens_per_s": new_tokens / engine,
+        "share": rest / (rest + row["engine_s"]), "tokens_per_s": new_tokens / engine,
         f"share_of_{ANSWERS}_answers_of_{usual_tokens}_tokens": per_answer / (per_answer + longer),
     }  # fmt: skip
 
