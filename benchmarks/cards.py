@@ -109,7 +109,20 @@ def show(row: dict[str, Any]) -> None:
     print(f"{row['card_gib']:>4} GiB {row['kind']:>8} {row['batch']:>3} x {row['seq']} {how(plan):44} "
           f"planned {gib(plan['peak_bytes'])} measured {gib(run.get('peak_bytes'))} "
           f"whole process {gib(run.get('device_used_bytes'))} {speed(run)} "
-          f"{'ran' if run['ok'] else 'FAILED: ' + str(run['why'])}", flush=True)  # fmt: skip
+          f"{'ran' if run['ok'] else 'FAILED: ' + str(run['why'])}"
+          f"{'' if as_planned(plan, run['engine']) else ', NOT AS PLANNED: ' + str(run['engine'])}", flush=True)
+
+
+def as_planned(plan: dict[str, Any], engine: dict[str, str] | None) -> bool:
+    """Returns whether a run took the policies that the plan had chosen for its card."""
+    policies = plan["policies"]
+    if engine is None or policies is None:
+        return False
+    activations = {f"{name}: {count} layers" for name, count in policies["activations"].items()}
+    return (
+        engine["weights"].split(",")[0] == policies["weights"] and set(engine["activations"].split(", ")) == activations
+        and engine["embeddings"] == policies["embeddings"] and (engine["graphs"] != "none") == policies["graphs"]
+    )
 
 
 def how(plan: dict[str, Any]) -> str:
@@ -144,7 +157,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         for kind in (kind for kind in order if (card, kind) in last):
             row = last[card, kind]
             plan, run = row["plan"], row["run"]
-            size = f"{row['batch']}" + (" (the most that fit)" if kind == "largest" else "")
+            size = f"{row['batch']}"
+            size += f" (the most that fit: {row['batch'] * row['seq']:,} tokens)" if kind == "largest" else ""
             if kind == "changed":
                 size = f"{row['refused_batch']}: refused; with {', '.join(row['changes'])}"
             ran = [gib(run["peak_bytes"]), gib(run["device_used_bytes"])] if run["ok"] else ["failed", str(run["why"])]
@@ -209,7 +223,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--optimizer", default="adamw_8bit")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=90, help="limit of one run")
+    parser.add_argument("--seconds", type=int, default=120, help="limit of one run")
     parser.add_argument("--cpu", action="store_true", help="try the script: no limit is set, nothing is proved")
     arguments = parser.parse_args()
     arguments.cards = [int(card) if card == int(card) else card for card in arguments.cards]
