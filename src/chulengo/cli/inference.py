@@ -85,10 +85,13 @@ def session_from(arguments: argparse.Namespace, config: RunConfig) -> Session:
 
     Only what was said counts: a default of the configuration never overrides what the adapter's record says.
     """
+    from chulengo.config.sizes import bytes_of
+    from chulengo.model.gpu_limit import limit_gpu_memory
     from chulengo.model.load import use_threads
     from chulengo.model.session import open_session
 
     use_threads(config.model.cpu_threads)
+    limit_gpu_memory(config.model.device, bytes_of(config.model.gpu_memory_limit))
     said = _said(arguments)
     model, prompt = config.model, config.prompt
     session = open_session(

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chulengo.cli.arguments import add_run_arguments, config_from
+from chulengo.config.sizes import bytes_of
 from chulengo.errors import ConfigError, DoesNotFitError
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from chulengo.model.plan import DeviceMemory, Plan, TrainingMemory
     from chulengo.model.plan_fast import Policies
     from chulengo.model.plan_speed import DeviceRates, StepTime
-
-UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40,
-         "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,21 +203,26 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: it is no size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match.group(2).upper() not in UNITS or float(match.group(1)) <= 0:
+    size = bytes_of(text)
+    if size is None:
         raise ConfigError(
             f"--device-memory {text!r} is no size.", allowed="a number with GiB, GB, MiB or MB",
             next_step="--device-memory 24GiB",
         )
-    return int(float(match.group(1)) * UNITS[match.group(2).upper()])
+    return size
 
 
 def _device(config: RunConfig, given: int | None) -> DeviceMemory:
     from chulengo.model.plan import DeviceMemory, device_memory
 
+    limit = bytes_of(config.model.gpu_memory_limit)
     if given is None:
+        from chulengo.model.gpu_limit import limit_gpu_memory
+
+        limit_gpu_memory(config.model.device, limit)
         return device_memory(config.model.device)
     kind = "cpu" if config.model.device == "cpu" else "cuda"
+    given = given if limit is None else min(given, limit)
     return DeviceMemory("the planned device", kind, given, given)
 
 

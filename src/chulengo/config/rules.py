@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from chulengo.config.schema import RunConfig
+from chulengo.config.sizes import bytes_of
 
 FAST_ONLY = {"model.weights_policy", "model.activations_policy", "model.embeddings_policy", "model.graphs"}
+LEAST_GPU_BYTES = 2 << 30  # the CUDA context takes nearly one, measuring a card's speed another
 REPORTS = ("tensorboard", "trackio", "mlflow", "wandb")
 
 
@@ -54,6 +56,9 @@ def out_of_range(config: RunConfig) -> list[str]:
                  if v is not None and not v >= 0]
     problems += [f"training.report_to knows {', '.join(REPORTS)}, given {name!r}"
                  for name in training.report_to if name not in REPORTS]
+    limit = config.model.gpu_memory_limit
+    if limit is not None and (bytes_of(limit) or 0) < LEAST_GPU_BYTES:
+        problems.append(f"model.gpu_memory_limit must be a size of at least 2GiB, such as 8GiB, given {limit!r}")
     if not 0 <= training.warmup_ratio <= 1:
         problems.append(f"training.warmup_ratio must be between 0 and 1, given {training.warmup_ratio}")
     return problems
@@ -95,6 +100,8 @@ def contradictions(config: RunConfig, said: set[str]) -> list[str]:
          "training.eval_every_steps is beyond training.max_steps, so early stopping can never look"),
         (model.device == "cpu" and training.precision == "fp16",
          "training.precision fp16 needs a GPU, but model.device is cpu; use bf16 or float32"),
+        (model.device == "cpu" and model.gpu_memory_limit is not None,
+         "model.gpu_memory_limit is of a GPU, but model.device is cpu; leave one out"),
         (model.device == "cpu" and model.attention == "flash_attention_2",
          "model.attention flash_attention_2 needs a GPU, but model.device is cpu; use sdpa"),
         (training.precision == "fp16" and model.compute_dtype == "bfloat16",

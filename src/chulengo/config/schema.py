@@ -36,6 +36,7 @@ class ModelConfig:
     double_quant: bool = True  # quantise the NF4/FP4 block scales too
     compute_dtype: DtypeName = "auto"  # dtype of products; auto: bfloat16 on a GPU that has it, float32 on a CPU
     device: str = "auto"  # auto, cpu, cuda, cuda:N
+    gpu_memory_limit: str | None = None  # most GPU memory this process may take, such as 8GiB; None: all that is free
     cpu_threads: int | None = None  # threads of products on a CPU; None: PyTorch's choice
     attention: Attention = "sdpa"  # transformers' attention implementation; the fast engine has its own
     weights_policy: WeightsPolicy = "auto"  # fast engine: matrices written at each use, or kept (auto: where they fit)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chulengo.errors import DoesNotFitError
+from chulengo.model.gpu_limit import limit_of
 from chulengo.model.plan_memory import SLACK, Plan, TrainingMemory, gib, predict_memory
 from chulengo.model.plan_shapes import stored_shapes
 
@@ -40,6 +41,8 @@ class DeviceMemory:
 def device_memory(device: str = "auto") -> DeviceMemory:
     """Returns name and memory of `auto`, `cpu`, `cuda` or `cuda:N`. Imports torch unless the device is `cpu`.
 
+    Of a GPU that this process may not take whole (`gpu_limit.py`), what it may take.
+
     Raises:
         ConfigError: there is no such device.
     """
@@ -51,8 +54,11 @@ def device_memory(device: str = "auto") -> DeviceMemory:
         place = resolve_device(device)
         if place.type == "cuda":
             free, total = torch.cuda.mem_get_info(place)
-            capability = torch.cuda.get_device_capability(place)
-            return DeviceMemory(torch.cuda.get_device_name(place), "cuda", free, total, capability[0] >= 8)
+            has_bf16 = torch.cuda.get_device_capability(place)[0] >= 8
+            name, limit = torch.cuda.get_device_name(place), limit_of(place)
+            if limit is None:
+                return DeviceMemory(name, "cuda", free, total, has_bf16)
+            return DeviceMemory(f"{name}, limited to {gib(limit)},", "cuda", min(free, limit), limit, has_bf16)
     import psutil
 
     memory = psutil.virtual_memory()

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 FREE_SETTINGS = frozenset((
     "out", "model.offline", "training.report_to", "training.keep_checkpoints", "training.save_every_steps",
     "training.log_every_steps", "model.cpu_threads", "model.weights_policy", "model.activations_policy",
-    "model.embeddings_policy",
+    "model.embeddings_policy", "model.gpu_memory_limit",
 ))  # fmt: skip
 
 
@@ -217,13 +217,17 @@ class _Run:
 
 
 def engine_for(config: RunConfig, inputs: Inputs) -> EngineChoice:
-    """Returns which engine trains this run, and its policies.
+    """Returns which engine trains this run, and its policies; from here on the process keeps to its limit of a GPU.
 
     Raises:
         ConfigError: the fast engine was asked for and does not cover the run, or the device cannot do what was asked.
     """
+    from chulengo.config.sizes import bytes_of
+    from chulengo.model.gpu_limit import limit_gpu_memory
     from chulengo.train.engine import choose_engine
 
+    # before anything looks at what is free
+    limit_gpu_memory(config.model.device, bytes_of(config.model.gpu_memory_limit))
     return choose_engine(
         config.model.engine, inputs.model_config, policies=wanted_policies(config),
         lora=dataclasses.asdict(config.lora), longest_row=_longest_row(inputs),
