@@ -81,14 +81,14 @@ def test_an_adapter_left_out_is_seen(
     """With a large adapter, leaving its columns out of either product is far outside the bound."""
     path = family_folder("qwen 3")
     exact = outcome(model_of(path, size=0.15))
-    right = fp8.ranges
+    right = fp8.copy_adapter
 
     def wrong(*arguments: Any) -> None:
         right(*arguments)
-        arguments[-1][0 if part == "forward" else 2] = 0
+        arguments[-1].factors_4S[0 if part == "forward" else 2] = 0
 
     near = outcome(model_of(path, size=0.15, weights="resident-fp8"))
-    monkeypatch.setattr(fp8, "ranges", wrong)
+    monkeypatch.setattr(fp8, "copy_adapter", wrong)
     far = outcome(model_of(path, size=0.15, weights="resident-fp8"))
     errors = [sorted(distance(found[name], value) for name, value in exact.items()) for found in (near, far)]
     medians = [each[len(each) // 2] for each in errors]

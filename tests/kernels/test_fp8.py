@@ -69,6 +69,12 @@ def turned_back(module: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
     return (made[0][:, : 7 * 32].contiguous(), *made[1:])
 
 
+def rows_of_norm(module: ModuleType, x: Tensor, residual: Tensor, weight: Tensor) -> list[Tensor]:
+    made = module.rms_norm_rows(x, residual, weight, EPS, keep=False)
+    assert made[2] is None
+    return [part for part in made if part is not None]
+
+
 def faults(module: ModuleType, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> list[str]:
     x, residual = rows(shape, dtype, device, 1), rows(shape, dtype, device, 2)
     weight = normal(shape[1], dtype=dtype, device=device, seed=3)
@@ -77,6 +83,8 @@ def faults(module: ModuleType, shape: tuple[int, int], dtype: torch.dtype, devic
         "norm": (module.rms_norm_rows(x, residual, weight, EPS), reference.rms_norm_rows(x, residual, weight, EPS)),
         "norm alone": (module.rms_norm_rows(x, None, weight, EPS), reference.rms_norm_rows(x, None, weight, EPS)),
         "swiglu": (module.swiglu_rows(x, residual), reference.swiglu_rows(x, residual)),
+        "swiglu, not kept": tuple(each.swiglu_rows(x, residual, keep=False)[:2] for each in (module, reference)),
+        "norm, not kept": tuple(rows_of_norm(each, x, residual, weight) for each in (module, reference)),
         "rope backward": tuple(turned_back(each, x) for each in (module, reference)),
         "swiglu in place": (backward_in_place(module, x, residual), backward_rows(reference, x, residual, again=True)),
         "swiglu backward": tuple(backward_rows(each, x, residual, again=True) for each in (module, reference)),
@@ -168,8 +176,11 @@ class Side(NamedTuple):
 
     rows: Tensor
     copy: Tensor
+    low_copy: Tensor
+    low: Tensor
     result: Tensor
     exact: Tensor
+    exact_low: Tensor
 
 
 def sides(module: ModuleType, device: torch.device, size: float) -> tuple[Side, Side]:
@@ -183,23 +194,27 @@ def sides(module: ModuleType, device: torch.device, size: float) -> tuple[Side, 
     block_b[:24, :4], block_b[40:, 4:] = b[:24].float(), b[40:, :2].float()
     table = column_table(WIDTHS, RANKS, device)
     scale_o, scale_i = matrix_scales(w)
-    factors = torch.empty(4, ranks, device=device)
-    module.ranges(a, b, table, scale_o, scale_i, SCALE, factors)
+    copies = reference.empty_copies(ranks, IN_FEATURES, out_features, device)
+    module.copy_adapter(a, b, table, scale_o, scale_i, SCALE, copies)
     sum_w = w + SCALE * block_b @ a.float()
-    forward = side(module, x, x.float() @ a.float().t(), factors[:2], (w, scale_o), (b, table))
-    backward = side(module, dy, dy.float() @ block_b, factors[2:], (w.t(), scale_i), (a.t(), None))
-    return Side(*forward, x.float() @ sum_w.t()), Side(*backward, dy.float() @ sum_w)
+    forward = side(module, x, copies[1:3], copies.factors_4S[:2], (w, scale_o), (b, table))
+    backward = side(module, dy, copies[3:], copies.factors_4S[2:], (w.t(), scale_i), (a.t(), None))
+    exact = (x.float() @ sum_w.t(), x.float() @ a.float().t()), (dy.float() @ sum_w, dy.float() @ block_b)
+    return Side(*forward, *exact[0]), Side(*backward, *exact[1])
 
 
-def side(module, values, low, factors, weight, adapter) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+def side(module, values, low_copy, factors, weight, adapter) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
     (w, scale), columns = weight, reference.num_columns(sum(RANKS))
     rows8, row_scale = module.quantize_rows(values, columns)
-    module.set_columns(rows8, row_scale, values.shape[1], low.bfloat16(), factors[0])
+    low = module.product(rows8[:, : values.shape[1]], row_scale, *low_copy, torch.bfloat16)
+    assert not low[:, sum(RANKS) :].any(), "rows that no adapter has"
+    module.set_columns(rows8, row_scale, values.shape[1], low[:, : sum(RANKS)], factors[0])
     copy = torch.empty(len(w), w.shape[1] + columns, dtype=torch.float8_e4m3fn, device=w.device)
     copy[:, : w.shape[1]] = (w / scale).to(torch.float8_e4m3fn)
     module.set_columns(copy, scale, w.shape[1], adapter[0], factors[1], adapter[1])
     dtype = torch.bfloat16 if w.is_cuda else torch.float32  # cuBLAS wants 16 bits
-    return rows8, copy, module.product(rows8, row_scale, copy, scale, dtype)
+    result = module.product(rows8, row_scale, copy, scale, dtype)
+    return rows8, copy, low_copy[0], low[:, : sum(RANKS)], result
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-5, 1e-3, 0.05])
@@ -208,13 +223,16 @@ def test_columns_carry_the_adapter(size: float, device: torch.device, fused: Mod
         for made, without in zip(sides(module, device, size), sides(module, device, 0.0), strict=True):
             assert made.rows.float().isfinite().all()
             assert made.copy.float().isfinite().all()
-            assert errors(made.result, made.exact)[0] < 0.06
+            assert errors(made.result, made.exact)[0] < 0.08
+            if made.exact_low.any():
+                assert errors(made.low, made.exact_low)[0] < 0.06
             if size and made.result.dtype == torch.float32:
                 # what the adapter adds is as near as e4m3 allows, however small it is beside W x
-                assert errors(made.result - without.result, made.exact - without.exact)[0] < 0.08
+                assert errors(made.result - without.result, made.exact - without.exact)[0] < 0.1
     for want, got in zip(sides(reference, device, size), sides(fused, device, size), strict=True):
-        assert different(got.rows, want.rows) == 0
-        assert different(got.copy, want.copy) == 0
+        assert different(got.low_copy, want.low_copy) == 0
+        assert different(got.copy, want.copy) < 0.002  # a factor's last bit may move a value over a rounding edge
+        assert different(got.rows, want.rows) < 0.002
 
 
 @pytest.mark.parametrize(
@@ -223,6 +241,8 @@ def test_columns_carry_the_adapter(size: float, device: torch.device, fused: Mod
         pytest.param(("row[:, None] < last[None, :]", "row[:, None] >= 0"), id="rows of another map"),
         pytest.param(("tl.load(column_ptr + s", "tl.load(first_ptr + s"), id="another column of B"),
         pytest.param(("value * factor[None, :]", "value"), id="no factor"),
+        pytest.param(("a * tl.div_rn(LARGEST, amax)", "0.5 * a * tl.div_rn(LARGEST, amax)"), id="half of A"),
+        pytest.param(("b8_ptr + s * num_out + row", "b8_ptr + s * num_out + row - first"), id="B in another place"),
         pytest.param(("(row < num_rows)[:, None] & (s >= 0)[None, :]", "inside"), id="padding not written"),
     ],
 )
@@ -231,7 +251,8 @@ def test_wrong_columns_fail(edit, device, fused, tmp_path: Path, monkeypatch) ->
     monkeypatch.setattr(torch, "empty", lambda *shape, **kind: plain_empty(*shape, **kind).fill_(3))
     want, got = sides(reference, device, 1e-3), sides(mutant(fused, [edit], tmp_path), device, 1e-3)
     pairs = zip(want, got, strict=True)
-    assert any(different(b.rows, a.rows) or different(b.copy, a.copy) for a, b in pairs)
+    shares = [different(getattr(b, part), getattr(a, part)) for a, b in pairs for part in ("rows", "copy", "low_copy")]
+    assert max(shares) > 0.002
 
 
 @pytest.mark.gpu

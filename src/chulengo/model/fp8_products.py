@@ -7,8 +7,9 @@ matrix in columns of its own, and one product computes
     y  = x Wᵀ  + s h Bᵀ      h = x Aᵀ
     dx = dy W  + s u A       u = dy B
 
-h and u are products in 16 bits that the gradients of A and B need anyway (dA = s uᵀ x, dB = s dyᵀ h), so the adapter
-costs its columns: 2 % of the product at rank 16 (`kernels/reference/fp8.py` has the formulas and the figures).
+h and u are needed for the gradients of A and B anyway (dA = s uᵀ x, dB = s dyᵀ h), so the adapter costs its columns:
+2 % of the product at rank 16 (`kernels/reference/fp8.py` has the formulas and the figures). They are products in FP8
+too: they read half the bytes, and their rounding, 4 % of themselves, is a third of what the gradient has already.
 
 Where copies come from, as in 16 bits:
 
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from chulengo.kernels import ops
 from chulengo.kernels.reference import nf4
-from chulengo.kernels.reference.fp8 import ColumnTable, num_columns
+from chulengo.kernels.reference.fp8 import AdapterCopies, ColumnTable, num_columns
 
 FP8_POLICIES = ("stream-fp8", "resident-fp8")
 
@@ -52,13 +53,13 @@ class Fp8Adapter:
         a_SI: A of all maps, stacked, in the compute dtype.
         b_OR: B of all maps, stacked.
         table: which of B's values stand where in the columns.
-        factors_4S: see `reference.fp8.ranges`.
+        copies: in e4m3, and the columns' factors.
     """
 
     a_SI: Tensor
     b_OR: Tensor
     table: ColumnTable
-    factors_4S: Tensor
+    copies: AdapterCopies
 
 
 @dataclass(slots=True, eq=False)
@@ -120,31 +121,25 @@ class Fp8Matrices:
         """Returns an operand of a group's product, with room for the adapter's columns."""
         return Rows(*ops.implementation("fp8", x_TK, self.backend).quantize_rows(x_TK, group.columns))
 
-    def multiply(self, rows: Rows, h_TS: Tensor | None, group: Fp8Group) -> Tensor:
-        """Returns x Wᵀ + s h Bᵀ [T, O]; the columns of `rows` are overwritten.
-
-        Args:
-            rows: x, [T, I + columns].
-            h_TS: x Aᵀ of all maps, or None without an adapter.
-            group: the maps.
-        """
-        kernels = ops.implementation("fp8", rows.values, self.backend)
+    def multiply(self, rows: Rows, group: Fp8Group) -> tuple[Tensor, Tensor | None]:
+        """Returns x Wᵀ + s h Bᵀ [T, O] and h [T, S], None without an adapter; the columns of `rows` are overwritten."""
+        h_TS = self.rank_input(rows, group)
         self._set(rows, h_TS, group, 0)
-        copy_OW = self._copy(group, transposed=False)
-        y_TO: Tensor = kernels.product(*rows, copy_OW, group.scale_O1, self.dtype)
-        return y_TO
+        kernels, copy_OW = ops.implementation("fp8", rows.values, self.backend), self._copy(group, transposed=False)
+        return kernels.product(*rows, copy_OW, group.scale_O1, self.dtype), h_TS
+
+    def rank_input(self, rows: Rows, group: Fp8Group) -> Tensor | None:
+        """Returns h = x Aᵀ [T, S], None without an adapter."""
+        return self._low(rows, group, 1)
+
+    def rank_gradient(self, rows: Rows, group: Fp8Group) -> Tensor | None:
+        """Returns u = dy B [T, S], None without an adapter."""
+        return self._low(rows, group, 3)
 
     def multiply_transposed(self, rows: Rows, u_TS: Tensor | None, group: Fp8Group) -> Tensor:
-        """Returns dy W + s u A [T, I]; the columns of `rows` are overwritten.
-
-        Args:
-            rows: dy, [T, O + columns].
-            u_TS: dy B of all maps, or None without an adapter.
-            group: the maps.
-        """
-        kernels = ops.implementation("fp8", rows.values, self.backend)
+        """Returns dy W + s u A [T, I]; the columns of `rows`, which are dy, are overwritten."""
         self._set(rows, u_TS, group, 2)
-        copy_IW = self._copy(group, transposed=True)
+        kernels, copy_IW = ops.implementation("fp8", rows.values, self.backend), self._copy(group, transposed=True)
         dx_TI: Tensor = kernels.product(*rows, copy_IW, group.scale_I1, self.dtype)
         return dx_TI
 
@@ -155,17 +150,28 @@ class Fp8Matrices:
             return
         kernels = ops.implementation("fp8", adapter.a_SI, self.backend)
         scales = (group.scale_O1, group.scale_I1)
-        kernels.ranges(adapter.a_SI, adapter.b_OR, adapter.table, *scales, lora_scale, adapter.factors_4S)
+        kernels.copy_adapter(adapter.a_SI, adapter.b_OR, adapter.table, *scales, lora_scale, adapter.copies)
         if group.forward_OW is not None:
             self._write_columns(group, group.forward_OW, transposed=False)
         if group.backward_IW is not None:
             self._write_columns(group, group.backward_IW, transposed=True)
 
+    def _low(self, rows: Rows, group: Fp8Group, which: int) -> Tensor | None:
+        """Returns the product with A (copy 1) or B (copy 3), [T, S]."""
+        adapter = group.adapter
+        if adapter is None:
+            return None
+        copy_SK, scale_S1 = adapter.copies[which], adapter.copies[which + 1]
+        kernels = ops.implementation("fp8", rows.values, self.backend)
+        values = rows.values[:, : copy_SK.shape[1]]
+        low_TS: Tensor = kernels.product(values, rows.scale_T1, copy_SK, scale_S1, self.dtype)
+        return low_TS[:, : len(adapter.a_SI)]
+
     def _set(self, rows: Rows, ranks_TS: Tensor | None, group: Fp8Group, factor: int) -> None:
         if ranks_TS is not None and group.adapter is not None:
             kernels = ops.implementation("fp8", rows.values, self.backend)
             start = rows.values.shape[1] - group.columns
-            kernels.set_columns(*rows, start, ranks_TS, group.adapter.factors_4S[factor])
+            kernels.set_columns(*rows, start, ranks_TS, group.adapter.copies.factors_4S[factor])
 
     def _copy(self, group: Fp8Group, *, transposed: bool) -> Tensor:
         kept = group.backward_IW if transposed else group.forward_OW
@@ -214,9 +220,9 @@ class Fp8Matrices:
         kernels = ops.implementation("fp8", copy, self.backend)
         start = copy.shape[1] - group.columns
         if transposed:
-            kernels.set_columns(copy, group.scale_I1, start, adapter.a_SI.t(), adapter.factors_4S[3])
+            kernels.set_columns(copy, group.scale_I1, start, adapter.a_SI.t(), adapter.copies.factors_4S[3])
         else:
-            kernels.set_columns(copy, group.scale_O1, start, adapter.b_OR, adapter.factors_4S[1], adapter.table)
+            kernels.set_columns(copy, group.scale_O1, start, adapter.b_OR, adapter.copies.factors_4S[1], adapter.table)
 
 
 def _scales(weight: nf4.NF4Weight | Tensor) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from chulengo.errors import ConfigError
 from chulengo.kernels import ops
+from chulengo.kernels.reference.fp8 import empty_copies
 from chulengo.kernels.reference.nf4 import NF4Weight
 from chulengo.model.fp8_products import FP8_POLICIES, Fp8Adapter, Fp8Group, Fp8Matrices, Rows, column_table, fp8_group
 
@@ -194,8 +195,8 @@ class Matrices:
             a_SI, b_OR = copies.stacked_a_SI, copies.stacked_b_OR
             ranks = [0 if a is None else len(a) for a in copies.a_RI]
             table = column_table(group.widths, ranks, a_SI.device)
-            factors_4S = torch.empty((4, len(a_SI)), device=a_SI.device)
-            side.adapter = Fp8Adapter(a_SI, b_OR, table, factors_4S)
+            empty = empty_copies(len(a_SI), group.in_features, len(b_OR), a_SI.device)
+            side.adapter = Fp8Adapter(a_SI, b_OR, table, empty)
         fp8.refresh(side, self.form.scale)
 
     def _folds(self, group: LinearGroup) -> bool:
@@ -227,23 +228,22 @@ class Matrices:
 
 
 def multiply(
-    x_TI: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None, rows: Rows | None = None
+    x_TI: Tensor | None, group: LinearGroup, matrices: Matrices, seed: int | None, rows: Rows | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Returns all maps of a group on one input, [T, O], and h = x Aᵀ [T, S] where it was made; outside of autograd.
 
     Args:
-        x_TI: the input.
+        x_TI: the input, which products in FP8 do without.
         group: the maps.
         matrices: where their matrix comes from.
         seed: of the dropout masks; None: no dropout.
-        rows: the input in e4m3, where it is at hand and products are in FP8.
+        rows: the input in e4m3, where products are in FP8.
     """
     form, copies = matrices.form, group.copies
-    if matrices.fp8 is not None:
-        h_TS = None if copies is None else x_TI @ copies.stacked_a_SI.t()
-        rows = rows or matrices.fp8.rows(x_TI, matrices.fp8_of(group))
-        y_TO = matrices.fp8.multiply(rows, h_TS, matrices.fp8_of(group))
+    if matrices.fp8 is not None and rows is not None:
+        y_TO, h_TS = matrices.fp8.multiply(rows, matrices.fp8_of(group))
         return y_TO if group.bias_O is None else y_TO.add_(group.bias_O), h_TS
+    assert x_TI is not None
     y_TO = nn.functional.linear(x_TI, matrices.of(group), group.bias_O)
     if form is None or form.folded or copies is None:
         return y_TO, None
@@ -254,7 +254,14 @@ def multiply(
     return y_TO, h_TS
 
 
-def rank_gradient(dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None) -> Tensor | None:
+def rank_input(group: LinearGroup, matrices: Matrices, rows: Rows | None) -> Tensor | None:
+    """Returns h = x Aᵀ [T, S] as `multiply` makes it, where that is in FP8; else None, and it is made when needed."""
+    return None if matrices.fp8 is None or rows is None else matrices.fp8.rank_input(rows, matrices.fp8_of(group))
+
+
+def rank_gradient(
+    dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None, rows: Rows | None = None
+) -> Tensor | None:
     """Returns u = dy B of all adapted maps, [T, S]; None without an adapter, or where each map drops for itself.
 
     Args:
@@ -262,7 +269,10 @@ def rank_gradient(dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: i
         group: the maps.
         matrices: as in the forward.
         seed: as in the forward.
+        rows: dy in e4m3, where products are in FP8.
     """
+    if matrices.fp8 is not None and rows is not None:
+        return matrices.fp8.rank_gradient(rows, matrices.fp8_of(group))
     form, copies = matrices.form, group.copies
     if form is None or copies is None or form.drops(seed):
         return None
@@ -284,11 +294,10 @@ def input_gradient(
         group: the maps.
         matrices: as in the forward.
         seed: as in the forward.
-        rows: dy in e4m3, where it is at hand and products are in FP8.
+        rows: dy in e4m3, where products are in FP8.
     """  # fmt: skip
     form, copies = matrices.form, group.copies
-    if matrices.fp8 is not None:
-        rows = rows or matrices.fp8.rows(dy_TO, matrices.fp8_of(group))
+    if matrices.fp8 is not None and rows is not None:
         return matrices.fp8.multiply_transposed(rows, u_TS, matrices.fp8_of(group))
     dx_TI = dy_TO @ matrices.of(group)
     if form is None or form.folded or copies is None:

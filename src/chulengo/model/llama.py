@@ -47,6 +47,7 @@ from chulengo.model.linear_group import (
     input_gradient,
     multiply,
     rank_gradient,
+    rank_input,
     seed_of,
 )
 from chulengo.model.llama_weights import LlamaLayer, LlamaWeights
@@ -194,7 +195,7 @@ class _BeforeAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         norm = ops.implementation("rms_norm", branch_TD, run.backend)
         rope = ops.implementation("rope", branch_TD, run.backend)
-        rows, x_TD, h_TD, rstd_T = _normed(branch_TD, residual_TD, layer.input_norm_D, layer.qkv, run)
+        rows, x_TD, h_TD, rstd_T = _normed(branch_TD, residual_TD, layer.input_norm_D, layer.qkv, run, keep)
         y_TO, low_TS = multiply(x_TD, layer.qkv, run.matrices, run.seed_for(layer, 0), rows)
         q, k, v = _heads(y_TO, layer, run.head_size)
         unturned_TO = y_TO if layer.q_norm_H is not None else None
@@ -218,7 +219,7 @@ class _BeforeAttention(torch.autograd.Function):
         if run.matrices.fp8 is not None and layer.q_norm_H is None:
             rows, dy_TO = _turned_back(dq_TNH, dk_TKH, dv_TKH, layer.qkv, run)
         else:
-            rows, dy_TO = None, dq_TNH.new_empty((h_TD.shape[0], sum(layer.qkv.widths)))
+            dy_TO = dq_TNH.new_empty((h_TD.shape[0], sum(layer.qkv.widths)))
             dq, dk, dv = _heads(dy_TO, layer, run.head_size)
             rope.backward(dq_TNH, dk_TKH, run.cos_SP, run.sin_SP, run.inputs.position_T, out=(dq, dk))
             if layer.q_norm_H is not None:
@@ -226,8 +227,9 @@ class _BeforeAttention(torch.autograd.Function):
                 dq.copy_(_norm_heads_backward(norm, dq, q, layer.q_norm_H, q_rstd))
                 dk.copy_(_norm_heads_backward(norm, dk, k, layer.k_norm_H, k_rstd))
             dv.copy_(dv_TKH)
+            rows = run.matrices.rows(dy_TO, layer.qkv)
         dfactors: list[Tensor] = []
-        u_TS = rank_gradient(dy_TO, layer.qkv, run.matrices, seed)
+        u_TS = rank_gradient(dy_TO, layer.qkv, run.matrices, seed, rows)
         if layer.qkv.parameters():
             if x_TD is None:
                 x_TD, _, _ = norm.forward(h_TD, None, layer.input_norm_D, run.eps)
@@ -247,15 +249,16 @@ class _AfterAttention(torch.autograd.Function):
         ctx: Any, attended_TD: Tensor, h_TD: Tensor, layer: LlamaLayer, run: Pass, keep: bool, last_product: bool,
         *factors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        o_TD, o_low_TS = multiply(attended_TD, layer.o, run.matrices, run.seed_for(layer, 1))
-        rows, x_TD, h_TD, rstd_T = _normed(o_TD, h_TD, layer.after_norm_D, layer.gate_up, run)
+        rows = run.matrices.rows(attended_TD, layer.o)
+        o_TD, o_low_TS = multiply(attended_TD, layer.o, run.matrices, run.seed_for(layer, 1), rows)
+        rows, x_TD, h_TD, rstd_T = _normed(o_TD, h_TD, layer.after_norm_D, layer.gate_up, run, keep)
         both_T2I, both_low_TS = multiply(x_TD, layer.gate_up, run.matrices, run.seed_for(layer, 2), rows)
-        rows, product_TI = _gated(both_T2I, layer.down, run)
-        down_low_TS = None
+        rows, product_TI = _gated(both_T2I, layer.down, run, keep)
         if last_product:
             down_TD, down_low_TS = multiply(product_TI, layer.down, run.matrices, run.seed_for(layer, 3), rows)
         else:
             down_TD = h_TD.new_zeros(()).expand(h_TD.shape)
+            down_low_TS = rank_input(layer.down, run.matrices, rows)
         kept = (x_TD, product_TI) if keep else (None, None)
         # what was computed again for one backward is nobody else's: the gradients of gate and up take their place
         ctx.overwrites = not last_product
@@ -274,8 +277,9 @@ class _AfterAttention(torch.autograd.Function):
         norm = ops.implementation("rms_norm", h_TD, run.backend)
         o_seed, gate_up_seed, down_seed = (run.seed_for(layer, group) for group in (1, 2, 3))
 
-        u_TS = rank_gradient(ddown_TD, layer.down, matrices, down_seed)
-        dproduct_TI = input_gradient(ddown_TD, u_TS, layer.down, matrices, down_seed)
+        rows = matrices.rows(ddown_TD, layer.down)
+        u_TS = rank_gradient(ddown_TD, layer.down, matrices, down_seed, rows)
+        dproduct_TI = input_gradient(ddown_TD, u_TS, layer.down, matrices, down_seed, rows)
         again_TI = None
         if product_TI is None and layer.down.parameters():
             again_TI = torch.empty_like(dproduct_TI)
@@ -286,16 +290,17 @@ class _AfterAttention(torch.autograd.Function):
         del dproduct_TI, again_TI, product_TI
         if x_TD is None and layer.gate_up.parameters():
             x_TD, _, _ = norm.forward(h_TD, None, layer.after_norm_D, run.eps)
-        u_TS = rank_gradient(dboth_T2I, layer.gate_up, matrices, gate_up_seed)
+        u_TS = rank_gradient(dboth_T2I, layer.gate_up, matrices, gate_up_seed, rows)
         dboth_factors = _factor_gradients(x_TD, lows[1], dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed)
         dx_TD = input_gradient(dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, rows)
         del dboth_T2I, rows
         dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.after_norm_D, rstd_T)
-        u_TS = rank_gradient(dstream_TD, layer.o, matrices, o_seed)
+        rows = matrices.rows(dstream_TD, layer.o)
+        u_TS = rank_gradient(dstream_TD, layer.o, matrices, o_seed, rows)
         do_factors = _factor_gradients(attended_TD, lows[0], dstream_TD, u_TS, layer.o, matrices, o_seed)
         dattended_TD = None
         if ctx.needs_input_grad[0]:
-            dattended_TD = input_gradient(dstream_TD, u_TS, layer.o, matrices, o_seed)
+            dattended_TD = input_gradient(dstream_TD, u_TS, layer.o, matrices, o_seed, rows)
         dfactors = (*do_factors, *dboth_factors, *ddown_factors)
         return dattended_TD, dstream_TD, None, None, None, None, *dfactors
 
@@ -352,14 +357,17 @@ def _factor_gradients(
 
 
 def _normed(
-    x_TD: Tensor, residual_TD: Tensor | None, weight_D: Tensor, group: LinearGroup, run: Pass
-) -> tuple[Rows | None, Tensor, Tensor, Tensor]:
-    """Returns the norm in e4m3 where the group multiplies in it, the norm [T, D], the sum [T, D] and rstd [T]."""
+    x_TD: Tensor, residual_TD: Tensor | None, weight_D: Tensor, group: LinearGroup, run: Pass, keep: bool
+) -> tuple[Rows | None, Tensor | None, Tensor, Tensor]:
+    """Returns the norm in e4m3 where the group multiplies in it, the norm [T, D], the sum [T, D] and rstd [T].
+
+    Where e4m3 is all that the product reads, the norm itself is None unless it is to be kept.
+    """
     if run.matrices.fp8 is None:
         return None, *ops.implementation("rms_norm", x_TD, run.backend).forward(x_TD, residual_TD, weight_D, run.eps)
     columns = run.matrices.fp8_of(group).columns
     kernels = ops.implementation("fp8", x_TD, run.backend)
-    rows, scale, *rest = kernels.rms_norm_rows(x_TD, residual_TD, weight_D, run.eps, columns)
+    rows, scale, *rest = kernels.rms_norm_rows(x_TD, residual_TD, weight_D, run.eps, columns, keep=keep)
     return Rows(rows, scale), *rest
 
 
@@ -374,14 +382,14 @@ def _turned_back(
     return Rows(rows, scale), dy_TO
 
 
-def _gated(both_T2I: Tensor, group: LinearGroup, run: Pass) -> tuple[Rows | None, Tensor]:
-    """Returns silu(gate) * up in e4m3 where the group multiplies in it, and in the compute dtype, [T, I]."""
+def _gated(both_T2I: Tensor, group: LinearGroup, run: Pass, keep: bool) -> tuple[Rows | None, Tensor | None]:
+    """Returns silu(gate) * up in e4m3 where the group multiplies in it, and in 16 bits, [T, I], as `_normed` does."""
     gate_TI, up_TI = both_T2I.chunk(2, dim=1)
     if run.matrices.fp8 is None:
         return None, ops.implementation("swiglu", both_T2I, run.backend).forward(gate_TI, up_TI)
     columns = run.matrices.fp8_of(group).columns
     kernels = ops.implementation("fp8", both_T2I, run.backend)
-    rows, scale, product_TI = kernels.swiglu_rows(gate_TI, up_TI, columns)
+    rows, scale, product_TI = kernels.swiglu_rows(gate_TI, up_TI, columns, keep=keep)
     return Rows(rows, scale), product_TI
 
 

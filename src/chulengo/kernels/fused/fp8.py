@@ -1,11 +1,11 @@
 """Rows in float8 with a scale each, in the kernel that makes the values; adapter columns; the product.
 
 Formulas in `reference/fp8.py`. For a norm or a rotation one program holds a whole row, so the largest magnitude is
-known before the first value is written: one pass. Against quantising afterwards that saves reading the values twice. The
-16-bit values are written too, since the adapter's small products read them.
+known before the first value is written: one pass. Against quantising afterwards that saves reading the values twice.
+The 16-bit values are written too where the adapter's gradients will read them.
 
-SwiGLU and its backward make rows too long to be held (22,016 gradients of Llama 2 7B): a program goes over its row in
-pieces, writes the values, and reads them once more from the cache when the largest is known.
+SwiGLU and its backward have rows too long to be held (22,016 gradients of Llama 2 7B): a program goes over its row in
+pieces, and once more, from the cache, when the largest is known.
 
 Legend: T tokens, K features (D behind the norm, I behind SwiGLU), O out features, S columns of an adapter, W features
 and columns together.
@@ -20,16 +20,16 @@ import triton.language as tl
 from chulengo.kernels.applies import need, need_rows
 from chulengo.kernels.fused.launch import need_float, need_launchable, row_block, row_warps
 from chulengo.kernels.reference import fp8 as reference
-from chulengo.kernels.reference.fp8 import SMALLEST_AMAX, ColumnTable
+from chulengo.kernels.reference.fp8 import SMALLEST_AMAX, AdapterCopies, ColumnTable
 from chulengo.kernels.reference.nf4 import E4M3_LARGEST
 from chulengo.kernels.reference.rms_norm import check as check_norm
 from chulengo.kernels.reference.rope import check as check_rope
 from chulengo.kernels.reference.swiglu import check as check_swiglu
 
 LARGEST_ROW = 32768
-PIECE, PIECE_WARPS = 2048, 8  # features of a piece of a long row
-COLUMN_ROWS = 16  # rows of a program that writes an adapter's columns
-RANGE_BLOCK = 1024
+PIECE, PIECE_WARPS = 4096, 16  # features of a piece of a long row; of 13 pairs the fastest on an H200
+COLUMN_ROWS = 32  # rows of a program that writes an adapter's columns
+ADAPTER_BLOCK = 1024
 ROPE_WARPS = 8
 
 
@@ -56,8 +56,8 @@ def _plain(x_ptr, rows_ptr, scale_ptr, num_features, stride_x, stride_rows, SMAL
 
 @triton.jit
 def _rms_norm(x_ptr, residual_ptr, weight_ptr, rows_ptr, scale_ptr, y_ptr, sum_ptr, rstd_ptr, eps, num_features,
-              stride_x, stride_residual, stride_rows, HAS_RESIDUAL: tl.constexpr, SMALLEST: tl.constexpr,
-              LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+              stride_x, stride_residual, stride_rows, HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr,
+              SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     inside = k < num_features
@@ -74,42 +74,39 @@ def _rms_norm(x_ptr, residual_ptr, weight_ptr, rows_ptr, scale_ptr, y_ptr, sum_p
     weight = tl.load(weight_ptr + k, mask=inside, other=0.0).to(tl.float32)
     # y = (h * rstd).to(dtype) * weight, rounded to the dtype as the norm alone rounds it
     y = ((h * rstd).to(dtype).to(tl.float32) * weight).to(dtype)
-    tl.store(y_ptr + row * num_features + k, y, mask=inside)
+    if KEEP:
+        tl.store(y_ptr + row * num_features + k, y, mask=inside)
     _store_row(y.to(tl.float32), inside, row, k, stride_rows, rows_ptr, scale_ptr, SMALLEST, LARGEST)
 
 
 @triton.jit
-def _store_pieces(largest, row, num_features, values_ptr, stride_values, rows_ptr, stride_rows, scale_ptr,
-                  SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """As `_store_row`, of a row that this program has just written, with the largest magnitudes by place in a piece."""
-    amax = tl.maximum(tl.max(largest, 0), SMALLEST)
-    factor = tl.div_rn(LARGEST, amax)
-    tl.store(scale_ptr + row, tl.div_rn(amax, LARGEST))
-    tl.debug_barrier()  # what the other threads of this program wrote is read now
-    for start in range(0, num_features, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        inside = k < num_features
-        value = tl.load(values_ptr + row * stride_values + k, mask=inside, other=0.0).to(tl.float32)
-        scaled = tl.minimum(tl.maximum(value * factor, -LARGEST), LARGEST)
-        tl.store(rows_ptr + row * stride_rows + k, scaled.to(tl.float8e4nv), mask=inside)
+def _product(gate_ptr, up_ptr, row, k, num_features, stride_gate, stride_up):
+    """(silu(gate) * up).to(dtype) of one piece of a row."""
+    inside = k < num_features
+    gate = tl.load(gate_ptr + row * stride_gate + k, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + row * stride_up + k, mask=inside, other=0.0).to(tl.float32)
+    return (gate * tl.sigmoid(gate) * up).to(gate_ptr.dtype.element_ty)
 
 
 @triton.jit
 def _swiglu(gate_ptr, up_ptr, rows_ptr, scale_ptr, product_ptr, num_features, stride_gate, stride_up, stride_rows,
-            SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+            KEEP: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros((BLOCK_K,), tl.float32)
     for start in range(0, num_features, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        inside = k < num_features
-        gate = tl.load(gate_ptr + row * stride_gate + k, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(up_ptr + row * stride_up + k, mask=inside, other=0.0).to(tl.float32)
-        # (silu(gate) * up).to(dtype)
-        product = (gate * tl.sigmoid(gate) * up).to(gate_ptr.dtype.element_ty)
-        tl.store(product_ptr + row * num_features + k, product, mask=inside)
+        product = _product(gate_ptr, up_ptr, row, k, num_features, stride_gate, stride_up)
+        if KEEP:
+            tl.store(product_ptr + row * num_features + k, product, mask=k < num_features)
         largest = tl.maximum(largest, tl.abs(product.to(tl.float32)))
-    _store_pieces(largest, row, num_features, product_ptr, num_features, rows_ptr, stride_rows, scale_ptr, SMALLEST,
-                  LARGEST, BLOCK_K)  # fmt: skip
+    amax = tl.maximum(tl.max(largest, 0), SMALLEST)
+    factor = tl.div_rn(LARGEST, amax)
+    tl.store(scale_ptr + row, tl.div_rn(amax, LARGEST))
+    for start in range(0, num_features, BLOCK_K):  # again, from the cache
+        k = start + tl.arange(0, BLOCK_K)
+        product = _product(gate_ptr, up_ptr, row, k, num_features, stride_gate, stride_up).to(tl.float32)
+        scaled = tl.minimum(tl.maximum(product * factor, -LARGEST), LARGEST)
+        tl.store(rows_ptr + row * stride_rows + k, scaled.to(tl.float8e4nv), mask=k < num_features)
 
 
 @triton.jit
@@ -135,8 +132,16 @@ def _swiglu_backward(dproduct_ptr, gate_ptr, up_ptr, dboth_ptr, product_ptr, row
         if WITH_PRODUCT:
             tl.store(product_ptr + row * num_features + k, (gate * sigmoid * up).to(dtype), mask=inside)
         largest = tl.maximum(largest, tl.maximum(tl.abs(dgate.to(tl.float32)), tl.abs(dup.to(tl.float32))))
-    _store_pieces(largest, row, 2 * num_features, dboth_ptr, stride_dboth, rows_ptr, stride_rows, scale_ptr, SMALLEST,
-                  LARGEST, BLOCK_K)  # fmt: skip
+    amax = tl.maximum(tl.max(largest, 0), SMALLEST)
+    factor = tl.div_rn(LARGEST, amax)
+    tl.store(scale_ptr + row, tl.div_rn(amax, LARGEST))
+    tl.debug_barrier()  # what the other threads of this program wrote is read now
+    for start in range(0, 2 * num_features, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        inside = k < 2 * num_features
+        value = tl.load(dboth_ptr + row * stride_dboth + k, mask=inside, other=0.0).to(tl.float32)
+        scaled = tl.minimum(tl.maximum(value * factor, -LARGEST), LARGEST)
+        tl.store(rows_ptr + row * stride_rows + k, scaled.to(tl.float8e4nv), mask=inside)
 
 
 @triton.jit
@@ -222,37 +227,54 @@ def _columns(source_ptr, factor_ptr, scale_ptr, first_ptr, last_ptr, column_ptr,
 
 
 @triton.jit
-def _ranges(a_ptr, b_ptr, first_ptr, last_ptr, column_ptr, scale_o_ptr, scale_i_ptr, out_ptr, lora_scale, num_in,
-            num_sources, stride_a, stride_b, SMALLEST: tl.constexpr, LARGEST: tl.constexpr,
-            BLOCK: tl.constexpr):  # fmt: skip
-    s = tl.program_id(0)
+def _adapter(a_ptr, b_ptr, first_ptr, last_ptr, column_ptr, scale_o_ptr, scale_i_ptr, factors_ptr, a8_ptr, a_scale_ptr,
+             b8_ptr, b_scale_ptr, lora_scale, num_in, num_out, num_sources, stride_a, stride_b, SMALLEST: tl.constexpr,
+             LARGEST: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    s = tl.program_id(0).to(tl.int64)
     first, last, column = tl.load(first_ptr + s), tl.load(last_ptr + s), tl.load(column_ptr + s)
     sum_a = tl.zeros((BLOCK,), tl.float32)
     most_a = tl.zeros((BLOCK,), tl.float32)
+    scaled_a = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, num_in, BLOCK):
         i = start + tl.arange(0, BLOCK)
         a = tl.abs(tl.load(a_ptr + s * stride_a + i, mask=i < num_in, other=0.0).to(tl.float32))
-        scale = tl.load(scale_i_ptr + i, mask=i < num_in, other=1.0)
         sum_a += a
-        most_a = tl.maximum(most_a, a / scale)
+        most_a = tl.maximum(most_a, a)
+        scaled_a = tl.maximum(scaled_a, a / tl.load(scale_i_ptr + i, mask=i < num_in, other=1.0))
     sum_b = tl.zeros((BLOCK,), tl.float32)
     most_b = tl.zeros((BLOCK,), tl.float32)
+    scaled_b = tl.zeros((BLOCK,), tl.float32)
     for start in range(first, last, BLOCK):
         row = start + tl.arange(0, BLOCK)
         b = tl.abs(tl.load(b_ptr + row.to(tl.int64) * stride_b + column, mask=row < last, other=0.0).to(tl.float32))
-        scale = tl.load(scale_o_ptr + row, mask=row < last, other=1.0)
         sum_b += b
-        most_b = tl.maximum(most_b, b / scale)
+        most_b = tl.maximum(most_b, b)
+        scaled_b = tl.maximum(scaled_b, b / tl.load(scale_o_ptr + row, mask=row < last, other=1.0))
     size = tl.abs(lora_scale)
     # c = min(|s| ||A_s||_1, 448 / max(|B| / scale)), and with A and B exchanged
-    forward = tl.minimum(size * tl.sum(sum_a, 0), LARGEST / tl.maximum(tl.max(most_b, 0), SMALLEST))
+    forward = tl.minimum(size * tl.sum(sum_a, 0), LARGEST / tl.maximum(tl.max(scaled_b, 0), SMALLEST))
     forward = tl.maximum(forward, SMALLEST)
-    backward = tl.minimum(size * tl.sum(sum_b, 0), LARGEST / tl.maximum(tl.max(most_a, 0), SMALLEST))
+    backward = tl.minimum(size * tl.sum(sum_b, 0), LARGEST / tl.maximum(tl.max(scaled_a, 0), SMALLEST))
     backward = tl.maximum(backward, SMALLEST)
-    tl.store(out_ptr + s, lora_scale / forward)
-    tl.store(out_ptr + num_sources + s, forward)
-    tl.store(out_ptr + 2 * num_sources + s, lora_scale / backward)
-    tl.store(out_ptr + 3 * num_sources + s, backward)
+    tl.store(factors_ptr + s, lora_scale / forward)
+    tl.store(factors_ptr + num_sources + s, forward)
+    tl.store(factors_ptr + 2 * num_sources + s, lora_scale / backward)
+    tl.store(factors_ptr + 3 * num_sources + s, backward)
+    # A and Bt as rows of e4m3
+    amax = tl.maximum(tl.max(most_a, 0), SMALLEST)
+    tl.store(a_scale_ptr + s, tl.div_rn(amax, LARGEST))
+    for start in range(0, num_in, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        a = tl.load(a_ptr + s * stride_a + i, mask=i < num_in, other=0.0).to(tl.float32)
+        scaled = tl.minimum(tl.maximum(a * tl.div_rn(LARGEST, amax), -LARGEST), LARGEST)
+        tl.store(a8_ptr + s * num_in + i, scaled.to(tl.float8e4nv), mask=i < num_in)
+    amax = tl.maximum(tl.max(most_b, 0), SMALLEST)
+    tl.store(b_scale_ptr + s, tl.div_rn(amax, LARGEST))
+    for start in range(first, last, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        b = tl.load(b_ptr + row.to(tl.int64) * stride_b + column, mask=row < last, other=0.0).to(tl.float32)
+        scaled = tl.minimum(tl.maximum(b * tl.div_rn(LARGEST, amax), -LARGEST), LARGEST)
+        tl.store(b8_ptr + s * num_out + row, scaled.to(tl.float8e4nv), mask=row < last)
 
 
 def _prepare(x_TK: torch.Tensor, num_features: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -289,37 +311,40 @@ def quantize_rows(x_TK: torch.Tensor, columns: int = 0) -> tuple[torch.Tensor, t
 
 
 def rms_norm_rows(
-    x_TD: torch.Tensor, residual_TD: torch.Tensor | None, weight_D: torch.Tensor, eps: float, columns: int = 0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    x_TD: torch.Tensor, residual_TD: torch.Tensor | None, weight_D: torch.Tensor, eps: float, columns: int = 0, *,
+    keep: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Returns e4m3 rows and scales of the norm, its y, the sum and rstd. See `reference.fp8.rms_norm_rows`."""
     check_norm(x_TD, residual_TD, weight_D)
     rows_TW, scale_T1 = _prepare(x_TD, x_TD.shape[1], columns)
     rstd_T = torch.empty(x_TD.shape[0], dtype=torch.float32, device=x_TD.device)
-    y_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device)
+    y_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device) if keep else None
     sum_TD, residual = x_TD, x_TD
     if residual_TD is not None:
         need_rows("residual", residual_TD)
-        sum_TD = torch.empty_like(y_TD)
+        sum_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device)
         residual = residual_TD
     if x_TD.numel():
-        _rms_norm[(x_TD.shape[0],)](x_TD, residual, weight_D, rows_TW, scale_T1, y_TD, sum_TD, rstd_T, eps,
-                                    x_TD.shape[1], x_TD.stride(0), residual.stride(0), rows_TW.stride(0),
-                                    HAS_RESIDUAL=residual_TD is not None, **_constants(x_TD.shape[1]))  # fmt: skip
+        _rms_norm[(x_TD.shape[0],)](x_TD, residual, weight_D, rows_TW, scale_T1, sum_TD if y_TD is None else y_TD,
+                                    sum_TD, rstd_T, eps, x_TD.shape[1], x_TD.stride(0), residual.stride(0),
+                                    rows_TW.stride(0), HAS_RESIDUAL=residual_TD is not None, KEEP=keep,
+                                    **_constants(x_TD.shape[1]))  # fmt: skip
     return rows_TW, scale_T1, y_TD, sum_TD, rstd_T
 
 
 def swiglu_rows(
-    gate_TI: torch.Tensor, up_TI: torch.Tensor, columns: int = 0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    gate_TI: torch.Tensor, up_TI: torch.Tensor, columns: int = 0, *, keep: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Returns e4m3 rows and scales of silu(gate) * up, and the product. See `reference.fp8.swiglu_rows`."""
     check_swiglu(gate_TI, up_TI)
-    rows_TW, scale_T1 = _prepare(gate_TI, gate_TI.shape[1], columns)
+    num_features = gate_TI.shape[1]
+    rows_TW, scale_T1 = _prepare(gate_TI, num_features, columns)
     need_rows("up", up_TI)
-    product_TI = torch.empty(gate_TI.shape, dtype=gate_TI.dtype, device=gate_TI.device)
+    product_TI = torch.empty(gate_TI.shape, dtype=gate_TI.dtype, device=gate_TI.device) if keep else None
     if gate_TI.numel():
-        _swiglu[(gate_TI.shape[0],)](gate_TI, up_TI, rows_TW, scale_T1, product_TI, gate_TI.shape[1],
-                                     gate_TI.stride(0), up_TI.stride(0), rows_TW.stride(0),
-                                     **_pieces(gate_TI.shape[1]))  # fmt: skip
+        _swiglu[(gate_TI.shape[0],)](gate_TI, up_TI, rows_TW, scale_T1, rows_TW if product_TI is None else product_TI,
+                                     num_features, gate_TI.stride(0), up_TI.stride(0), rows_TW.stride(0), KEEP=keep,
+                                     **_pieces(num_features))  # fmt: skip
     return rows_TW, scale_T1, product_TI
 
 
@@ -401,15 +426,15 @@ def product(
     )
 
 
-def ranges(
+def copy_adapter(
     a_SI: torch.Tensor, b_OR: torch.Tensor, table: ColumnTable, scale_O1: torch.Tensor, scale_I1: torch.Tensor,
-    lora_scale: float, out_4S: torch.Tensor,
+    lora_scale: float, out: AdapterCopies,
 ) -> None:  # fmt: skip
-    """Writes the factors of an adapter's columns. See `reference.fp8.ranges`."""
+    """Writes an adapter's copies. See `reference.fp8.copy_adapter`."""
     need_launchable(a_SI)
     need_rows("A", a_SI)
     need_rows("B", b_OR)
     if len(a_SI):
-        _ranges[(len(a_SI),)](a_SI, b_OR, *table, scale_O1, scale_I1, out_4S, lora_scale, a_SI.shape[1], len(a_SI),
-                              a_SI.stride(0), b_OR.stride(0), SMALLEST=SMALLEST_AMAX, LARGEST=E4M3_LARGEST,
-                              BLOCK=RANGE_BLOCK, num_warps=4)  # fmt: skip
+        _adapter[(len(a_SI),)](a_SI, b_OR, *table, scale_O1, scale_I1, *out, lora_scale, a_SI.shape[1], len(b_OR),
+                               len(a_SI), a_SI.stride(0), b_OR.stride(0), SMALLEST=SMALLEST_AMAX, LARGEST=E4M3_LARGEST,
+                               BLOCK=ADAPTER_BLOCK, num_warps=4)  # fmt: skip

@@ -15,10 +15,10 @@ An adapter rides in columns beside the values, so that one product computes x W�
 
     [x8 | h8] [W8 | B8]ᵀ,     h8_ts = round(h_ts s / (c_s scale_t)),     B8_os = round(B_os c_s / scale_o)
 
-h = x Aᵀ is made in 16 bits. Any c_s gives the same product but for rounding and the ends of e4m3's range; `ranges`
-says which one is taken, and why. There are 128 columns, or the next power of two that holds all ranks: an H200
-multiplies 8,192 tokens of Llama 2 7B both ways in 164 ms, with 128 columns in 168, but with 64 in 171 and with 16 in
-195, where rows do not start at cache lines.
+h = x Aᵀ is a product in e4m3 too. Any c_s gives the same product but for rounding and the ends of e4m3's range;
+`copy_adapter` says which one is taken, and why. There are 128 columns, or the next power of two that holds all ranks:
+an H200 multiplies 8,192 tokens of Llama 2 7B both ways in 164 ms, with 128 columns in 168, but with 64 in 171 and with
+16 in 195, where rows do not start at cache lines.
 
 Legend: T tokens, K features (D behind the norm, I behind SwiGLU), O out features, S columns of an adapter, W features
 and columns together.
@@ -76,17 +76,19 @@ def quantize_rows(x_TK: Tensor, columns: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def rms_norm_rows(
-    x_TD: Tensor, residual_TD: Tensor | None, weight_D: Tensor, eps: float, columns: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns `quantize_rows` of rms_norm's y, then y [T, D], the sum [T, D] and rstd [T]."""
+    x_TD: Tensor, residual_TD: Tensor | None, weight_D: Tensor, eps: float, columns: int = 0, *, keep: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """Returns `quantize_rows` of rms_norm's y, then y [T, D] if it is to be kept, the sum [T, D] and rstd [T]."""
     y_TD, sum_TD, rstd_T = rms_norm.forward(x_TD, residual_TD, weight_D, eps)
-    return *quantize_rows(y_TD, columns), y_TD, sum_TD, rstd_T
+    return *quantize_rows(y_TD, columns), y_TD if keep else None, sum_TD, rstd_T
 
 
-def swiglu_rows(gate_TI: Tensor, up_TI: Tensor, columns: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns `quantize_rows` of silu(gate) * up, then the product [T, I]."""
+def swiglu_rows(
+    gate_TI: Tensor, up_TI: Tensor, columns: int = 0, *, keep: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns `quantize_rows` of silu(gate) * up, then the product [T, I] if it is to be kept."""
     product_TI = swiglu.forward(gate_TI, up_TI)
-    return *quantize_rows(product_TI, columns), product_TI
+    return *quantize_rows(product_TI, columns), product_TI if keep else None
 
 
 def swiglu_backward_rows(
@@ -131,11 +133,40 @@ def set_columns(
     rows_TW[:, start : start + len(factor_S)] = _e4m3(values_TS * factor_S / scale_T1)
 
 
-def ranges(
+class AdapterCopies(NamedTuple):
+    """What products in FP8 read of an adapter; written by `copy_adapter`.
+
+    Attributes:
+        factors_4S: float32, what `set_columns` multiplies by: for h and B in the forward, u = dy B and A behind it.
+        a8_SI: e4m3, A; h = x Aᵀ is a product with it. Rows in multiples of 16, as products want, the last ones zeros.
+        a_scale_S1: float32, of its rows.
+        b8_SO: e4m3, Bᵀ with each map's part in its columns and zeros elsewhere, for u = dy B; rows likewise.
+        b_scale_S1: float32, of its rows.
+    """
+
+    factors_4S: Tensor
+    a8_SI: Tensor
+    a_scale_S1: Tensor
+    b8_SO: Tensor
+    b_scale_S1: Tensor
+
+
+def empty_copies(ranks: int, in_features: int, out_features: int, device: torch.device) -> AdapterCopies:
+    """Returns copies to write into, for adapters of this many ranks together."""
+    rows = -(-ranks // 16) * 16
+
+    def rows_of(width: int) -> tuple[Tensor, Tensor]:
+        zeros = torch.zeros((rows, width), dtype=torch.uint8, device=device).view(torch.float8_e4m3fn)
+        return zeros, torch.ones((rows, 1), device=device)
+
+    return AdapterCopies(torch.zeros((4, ranks), device=device), *rows_of(in_features), *rows_of(out_features))
+
+
+def copy_adapter(
     a_SI: Tensor, b_OR: Tensor, table: ColumnTable, scale_O1: Tensor, scale_I1: Tensor, lora_scale: float,
-    out_4S: Tensor,
+    out: AdapterCopies,
 ) -> None:  # fmt: skip
-    """Writes what `set_columns` multiplies by: for h and B in the forward, for u = dy B and A in the backward.
+    """Writes an adapter's copies.
 
     With h_s <= max|x| ||A_s||_1 and the row's scale max|x| / 448, c_s = s ||A_s||_1 is the least that never lets h8
     leave the range, whatever x is; a typical h8 is then near 2, in the middle of e4m3's range. B8 may not leave it
@@ -150,15 +181,18 @@ def ranges(
         scale_O1: float32, of W's rows.
         scale_I1: float32, of W's columns.
         lora_scale: factor of B A.
-        out_4S: float32, to write into.
+        out: written.
     """
     row_O1 = torch.arange(len(b_OR), device=b_OR.device)[:, None]
     inside_OS = (row_O1 >= table.first_S) & (row_O1 < table.last_S)
-    b_OS = torch.where(inside_OS, b_OR.float()[:, table.column_S.long()].abs(), 0.0)
-    a_SI = a_SI.float().abs()
-    forward_S = _between(abs(lora_scale) * a_SI.sum(1), (b_OS / scale_O1).amax(0))
-    backward_S = _between(abs(lora_scale) * b_OS.sum(0), (a_SI / scale_I1.view(1, -1)).amax(1))
-    out_4S.copy_(torch.stack([lora_scale / forward_S, forward_S, lora_scale / backward_S, backward_S]))
+    b_OS = torch.where(inside_OS, b_OR.float()[:, table.column_S.long()], 0.0)
+    size_SI, size_OS = a_SI.float().abs(), b_OS.abs()
+    forward_S = _between(abs(lora_scale) * size_SI.sum(1), (size_OS / scale_O1).amax(0))
+    backward_S = _between(abs(lora_scale) * size_OS.sum(0), (size_SI / scale_I1.view(1, -1)).amax(1))
+    out.factors_4S.copy_(torch.stack([lora_scale / forward_S, forward_S, lora_scale / backward_S, backward_S]))
+    for rows8, scale_S1, values in ((out.a8_SI, out.a_scale_S1, a_SI), (out.b8_SO, out.b_scale_S1, b_OS.t())):
+        made8, made_scale = quantize_rows(values)
+        rows8[: len(values)], scale_S1[: len(values)] = made8, made_scale
 
 
 def _between(least_S: Tensor, largest_S: Tensor) -> Tensor:
