@@ -104,6 +104,9 @@ def main() -> None:
         "fp8 swiglu": lambda: fp8.swiglu_rows(gate, up),
         "fp8 swiglu backward": lambda: fp8.swiglu_backward_rows(bf16(64, 11008), gate, up, wide, bf16(64, 11008), 128),
         "fp8 rope backward": lambda: fp8.rope_backward_rows(bf16(64, 32, 128), *[bf16(64, 8, 128)] * 2, *tables),
+        "fp8 rank product": lambda: fp8.rank_product(
+            e4m3(64, 4224), torch.ones(64, 1), e4m3(48, 4096), torch.ones(48, 1), torch.ones(48), torch.bfloat16
+        ),
         "fp8 columns": lambda: fp8.set_columns(e4m3(64, 4224), torch.ones(64, 1), 4096, bf16(64, 48), torch.ones(48)),
     }
     for case, run in cases.items():  # noqa: B007 - read by compile_only

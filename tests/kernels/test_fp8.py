@@ -206,15 +206,13 @@ def sides(module: ModuleType, device: torch.device, size: float) -> tuple[Side, 
 def side(module, values, low_copy, factors, weight, adapter) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
     (w, scale), columns = weight, reference.num_columns(sum(RANKS))
     rows8, row_scale = module.quantize_rows(values, columns)
-    low = module.product(rows8[:, : values.shape[1]], row_scale, *low_copy, torch.bfloat16)
-    assert not low[:, sum(RANKS) :].any(), "rows that no adapter has"
-    module.set_columns(rows8, row_scale, values.shape[1], low[:, : sum(RANKS)], factors[0])
+    low = module.rank_product(rows8, row_scale, *low_copy, factors[0], torch.bfloat16)
     copy = torch.empty(len(w), w.shape[1] + columns, dtype=torch.float8_e4m3fn, device=w.device)
     copy[:, : w.shape[1]] = (w / scale).to(torch.float8_e4m3fn)
     module.set_columns(copy, scale, w.shape[1], adapter[0], factors[1], adapter[1])
     dtype = torch.bfloat16 if w.is_cuda else torch.float32  # cuBLAS wants 16 bits
     result = module.product(rows8, row_scale, copy, scale, dtype)
-    return rows8, copy, low_copy[0], low[:, : sum(RANKS)], result
+    return rows8, copy, low_copy[0], low, result
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-5, 1e-3, 0.05])
@@ -243,9 +241,15 @@ def test_columns_carry_the_adapter(size: float, device: torch.device, fused: Mod
         pytest.param(("value * factor[None, :]", "value"), id="no factor"),
         pytest.param(("a * tl.div_rn(LARGEST, amax)", "0.5 * a * tl.div_rn(LARGEST, amax)"), id="half of A"),
         pytest.param(("b8_ptr + s * num_out + row", "b8_ptr + s * num_out + row - first"), id="B in another place"),
-        pytest.param(("(row < num_rows)[:, None] & (s >= 0)[None, :]", "inside"), id="padding not written"),
+        pytest.param(("mask=(row < num_rows)[:, None] & (s >= 0)[None, :]", "mask=inside"), id="padding not written"),
+        pytest.param(("nothing, mask=row_in[:, None] & (s >= 0)", "nothing, mask=row_in[:, None] & (s < 0)"),
+                     id="padding of rows not written"),
+        pytest.param(("low.to(tl.float32) * factor[None, :]", "low.to(tl.float32)"), id="no factor of h"),
+        pytest.param(("range(0, num_features, BLOCK_K):\n        k = start + tl.arange(0, BLOCK_K)\n        x = ",
+                      "range(0, BLOCK_K, BLOCK_K):\n        k = start + tl.arange(0, BLOCK_K)\n        x = "),
+                     id="first features alone"),
     ],
-)
+)  # fmt: skip
 def test_wrong_columns_fail(edit, device, fused, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     plain_empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, **kind: plain_empty(*shape, **kind).fill_(3))

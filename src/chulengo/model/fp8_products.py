@@ -122,23 +122,27 @@ class Fp8Matrices:
         return Rows(*ops.implementation("fp8", x_TK, self.backend).quantize_rows(x_TK, group.columns))
 
     def multiply(self, rows: Rows, group: Fp8Group) -> tuple[Tensor, Tensor | None]:
-        """Returns x Wᵀ + s h Bᵀ [T, O] and h [T, S], None without an adapter; the columns of `rows` are overwritten."""
+        """Returns x Wᵀ + s h Bᵀ [T, O] and h [T, S], None without an adapter; `rows`, which are x, get h's columns."""
         h_TS = self.rank_input(rows, group)
-        self._set(rows, h_TS, group, 0)
         kernels, copy_OW = ops.implementation("fp8", rows.values, self.backend), self._copy(group, transposed=False)
         return kernels.product(*rows, copy_OW, group.scale_O1, self.dtype), h_TS
 
     def rank_input(self, rows: Rows, group: Fp8Group) -> Tensor | None:
-        """Returns h = x Aᵀ [T, S], None without an adapter."""
-        return self._low(rows, group, 1)
+        """Returns h = x Aᵀ [T, S], None without an adapter, and gives `rows`, which are x, its columns."""
+        if group.adapter is None:
+            return None
+        copies = group.adapter.copies
+        return self._rank_product(rows, copies.a8_SI, copies.a_scale_S1, copies.factors_4S[0])
 
     def rank_gradient(self, rows: Rows, group: Fp8Group) -> Tensor | None:
-        """Returns u = dy B [T, S], None without an adapter."""
-        return self._low(rows, group, 3)
+        """Returns u = dy B [T, S], None without an adapter, and gives `rows`, which are dy, its columns."""
+        if group.adapter is None:
+            return None
+        copies = group.adapter.copies
+        return self._rank_product(rows, copies.b8_SO, copies.b_scale_S1, copies.factors_4S[2])
 
-    def multiply_transposed(self, rows: Rows, u_TS: Tensor | None, group: Fp8Group) -> Tensor:
-        """Returns dy W + s u A [T, I]; the columns of `rows`, which are dy, are overwritten."""
-        self._set(rows, u_TS, group, 2)
+    def multiply_transposed(self, rows: Rows, group: Fp8Group) -> Tensor:
+        """Returns dy W + s u A [T, I], of rows that have been through `rank_gradient`."""
         kernels, copy_IW = ops.implementation("fp8", rows.values, self.backend), self._copy(group, transposed=True)
         dx_TI: Tensor = kernels.product(*rows, copy_IW, group.scale_I1, self.dtype)
         return dx_TI
@@ -156,22 +160,10 @@ class Fp8Matrices:
         if group.backward_IW is not None:
             self._write_columns(group, group.backward_IW, transposed=True)
 
-    def _low(self, rows: Rows, group: Fp8Group, which: int) -> Tensor | None:
-        """Returns the product with A (copy 1) or B (copy 3), [T, S]."""
-        adapter = group.adapter
-        if adapter is None:
-            return None
-        copy_SK, scale_S1 = adapter.copies[which], adapter.copies[which + 1]
+    def _rank_product(self, rows: Rows, copy_SK: Tensor, scale_S1: Tensor, factor_S: Tensor) -> Tensor:
         kernels = ops.implementation("fp8", rows.values, self.backend)
-        values = rows.values[:, : copy_SK.shape[1]]
-        low_TS: Tensor = kernels.product(values, rows.scale_T1, copy_SK, scale_S1, self.dtype)
-        return low_TS[:, : len(adapter.a_SI)]
-
-    def _set(self, rows: Rows, ranks_TS: Tensor | None, group: Fp8Group, factor: int) -> None:
-        if ranks_TS is not None and group.adapter is not None:
-            kernels = ops.implementation("fp8", rows.values, self.backend)
-            start = rows.values.shape[1] - group.columns
-            kernels.set_columns(*rows, start, ranks_TS, group.adapter.copies.factors_4S[factor])
+        low_TS: Tensor = kernels.rank_product(*rows, copy_SK, scale_S1, factor_S, self.dtype)
+        return low_TS
 
     def _copy(self, group: Fp8Group, *, transposed: bool) -> Tensor:
         kept = group.backward_IW if transposed else group.forward_OW

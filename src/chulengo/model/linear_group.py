@@ -298,7 +298,7 @@ def input_gradient(
     """  # fmt: skip
     form, copies = matrices.form, group.copies
     if matrices.fp8 is not None and rows is not None:
-        return matrices.fp8.multiply_transposed(rows, u_TS, matrices.fp8_of(group))
+        return matrices.fp8.multiply_transposed(rows, matrices.fp8_of(group))
     dx_TI = dy_TO @ matrices.of(group)
     if form is None or form.folded or copies is None:
         return dx_TI

@@ -133,6 +133,25 @@ def set_columns(
     rows_TW[:, start : start + len(factor_S)] = _e4m3(values_TS * factor_S / scale_T1)
 
 
+def rank_product(
+    rows_TW: Tensor, scale_T1: Tensor, copy_SK: Tensor, copy_scale_S1: Tensor, factor_S: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Returns x Aᵀ (or dy B), [T, S] in `dtype`, and writes it into the columns of `rows`.
+
+    Args:
+        rows_TW: x, and room for the columns behind its K values.
+        scale_T1: float32, of its rows.
+        copy_SK: A, or Bᵀ, in e4m3, with zeros behind its S rows; see `AdapterCopies`.
+        copy_scale_S1: float32, of its rows.
+        factor_S: float32, of the columns.
+        dtype: of the result.
+    """
+    num_features = copy_SK.shape[1]
+    low_TS = product(rows_TW[:, :num_features], scale_T1, copy_SK, copy_scale_S1, dtype)[:, : len(factor_S)]
+    set_columns(rows_TW, scale_T1, num_features, low_TS, factor_S)
+    return low_TS
+
+
 class AdapterCopies(NamedTuple):
     """What products in FP8 read of an adapter; written by `copy_adapter`.
 
