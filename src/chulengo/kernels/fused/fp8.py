@@ -31,7 +31,7 @@ LARGEST_ROW = 32768
 PIECE, PIECE_WARPS = 4096, 16  # features of a piece of a long row; of 13 pairs the fastest on an H200
 COLUMN_ROWS = 16  # rows of a program that writes an adapter's columns
 ADAPTER_BLOCK = 4096
-LOW_ROWS, LOW_PIECE = 64, 256  # rows and features of a step of the adapter's small product
+LOW_ROWS, LOW_PIECE, LOW_WARPS, LOW_STAGES = 64, 256, 4, 4  # of the adapter's small product
 ROPE_WARPS = 8
 
 
@@ -268,7 +268,7 @@ def _adapter(a_ptr, b_ptr, first_ptr, last_ptr, column_ptr, scale_o_ptr, scale_i
 def _low(rows_ptr, scale_ptr, copy_ptr, copy_scale_ptr, factor_ptr, low_ptr, num_rows, num_features, num_sources,
          stride_rows, LARGEST: tl.constexpr, COLUMNS: tl.constexpr, SOURCES: tl.constexpr, BLOCK_T: tl.constexpr,
          BLOCK_K: tl.constexpr):  # fmt: skip
-    """x Aᵀ, and its columns. float16 holds e4m3 exactly, so the products are exact; the work is reading x."""
+    """x Aᵀ, and its columns; the work is reading x."""
     row = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     row_in = row < num_rows
     place = row.to(tl.int64)[:, None] * stride_rows
@@ -277,9 +277,9 @@ def _low(rows_ptr, scale_ptr, copy_ptr, copy_scale_ptr, factor_ptr, low_ptr, num
     for start in range(0, num_features, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         x = tl.load(rows_ptr + place + k[None, :], mask=row_in[:, None] & (k < num_features)[None, :], other=0.0)
-        a = tl.load(copy_ptr + s[None, :] * num_features + k[:, None],
-                    mask=(s < num_sources)[None, :] & (k < num_features)[:, None], other=0.0)  # fmt: skip
-        sum_ts = tl.dot(x.to(tl.float16), a.to(tl.float16), sum_ts)
+        a = tl.load(copy_ptr + s[:, None] * num_features + k[None, :],
+                    mask=(s < num_sources)[:, None] & (k < num_features)[None, :], other=0.0)  # fmt: skip
+        sum_ts = tl.dot(x, tl.trans(a), sum_ts)
     scale = tl.load(scale_ptr + row, mask=row_in, other=1.0)
     copy_scale = tl.load(copy_scale_ptr + s, mask=s < num_sources, other=0.0)
     low = (sum_ts * scale[:, None] * copy_scale[None, :]).to(low_ptr.dtype.element_ty)
@@ -464,7 +464,7 @@ def rank_product(
         _low[(triton.cdiv(num_rows, LOW_ROWS),)](
             rows_TW, scale_T1, copy_SK, copy_scale_S1, factor_S, low_TS, num_rows, num_features, ranks,
             rows_TW.stride(0), LARGEST=E4M3_LARGEST, COLUMNS=columns, SOURCES=sources, BLOCK_T=LOW_ROWS,
-            BLOCK_K=LOW_PIECE, num_warps=4, num_stages=3,
+            BLOCK_K=LOW_PIECE, num_warps=LOW_WARPS, num_stages=LOW_STAGES,
         )  # fmt: skip
     return low_TS
 
