@@ -196,13 +196,13 @@ def match_predictions(
             f"{len(unknown)} of {len(predictions)} predictions in {source} belong to no item of the data: "
             f"{_some(unknown)}.",
             allowed=f"ids such as {_some(list(ids))}" + (f" (nearest to {unknown[0]}: {close})" if close else ""),
-            next_step="name the data, --split and --num-rows that the predictions were made for",
+            next_step="name the data, --adapter, --split and --num-rows that the predictions were made for",
         )
     lost = [key for key in ids if key not in predictions]
     if lost and not missing_is_wrong:
         raise DataError(
             f"{len(lost)} of {len(ids)} items have no prediction in {source}: {_some(lost)}.",
-            allowed="a prediction for every item; an empty text is one",
+            allowed="a prediction for every item that --adapter, --split and --num-rows leave; an empty text is one",
             next_step="add them, or score them as wrong: --missing wrong",
         )
     return [predictions.get(key, ("", MISSING)) for key in ids], lost

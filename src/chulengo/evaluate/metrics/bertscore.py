@@ -88,7 +88,7 @@ def bertscore(part: str, encoder: Path | None, *, layer: int | None = None, batc
             "not computed: no encoder", allowed=_ALLOWED, next_step="--encoder FOLDER, or leave out bertscore"
         )
     name = f"bertscore_{part}"
-    num_layers = _check_encoder(encoder)
+    num_layers = check_encoder(encoder)
     chosen = _chosen_layer(layer, num_layers, encoder)
     files_hash = encoder_hash(encoder)
 
@@ -129,7 +129,7 @@ def _hash_of(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
-def _check_encoder(folder: Path) -> int:
+def check_encoder(folder: Path) -> int:
     """Returns the number of layers of the encoder in the folder, from its config alone.
 
     Raises:
