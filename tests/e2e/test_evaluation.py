@@ -149,10 +149,16 @@ def test_bad_predictions_and_tasks(tmp_path: Path, capsys: Capture) -> None:
     empty = write_lines(tmp_path / "e.jsonl", {"question": "q", "answer": ""})
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("metrics: [blue]\n")
+    several = tmp_path / "several.yaml"
+    several.write_text("metrics: [rougel]\nkindd: chat\nmax_new_tokens: 0\n")
     words = ["score", "--task", "medical-qa", "--data", data, "--predictions"]
     assert "occurs twice" in refused(capsys, *words, twice)
     assert "belong to no item of the data: 0" in refused(capsys, *words, other)
-    assert "There is no file" in refused(capsys, *words, tmp_path / "absent.jsonl")
+    said = refused(capsys, *words, tmp_path / "pp.jsonl")
+    assert "There is no predictions file" in said
+    assert f"--predictions {good}" in said
+    said = refused(capsys, "score", "--task", several, "--data", data, "--predictions", good)
+    assert all(part in said for part in ("did you mean 'kind'?", "did you mean 'rougeL'?", "max_new_tokens is 0"))
     assert "did you mean 'bleu'?" in refused(capsys, "score", "--task", wrong, "--data", data, "--predictions", good)
     assert "--task squad" in refused(capsys, "score", "--task", "sqad", "--data", data, "--predictions", good)
     assert "have no accepted answer: 1" in refused(

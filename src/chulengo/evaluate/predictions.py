@@ -118,6 +118,13 @@ def read_predictions(path: Path) -> dict[str, tuple[str, str]]:
     Raises:
         DataError: a missing or broken file, a row without id or answer, an id that occurs twice.
     """
+    if not path.exists():
+        siblings = [file.name for file in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
+        close = nearest(path.name, siblings)
+        raise DataError(
+            f"There is no predictions file {path}.", allowed="a JSON, JSON lines or csv file with ids and answers",
+            next_step=f"--predictions {path.parent / close}" if close else "--predictions FILE",
+        )
     if path.suffix.lower() == ".json":
         mapping = _mapping(path)
         if mapping is not None:

@@ -137,8 +137,8 @@ def load_task(name_or_path: str) -> Task:
     content = _yaml(path)
     problems: list[str] = []
     task = _task(content, path.stem, problems)
-    if not problems:
-        problems += _contradictions(task)
+    # of a file with unknown keys or broken values only what those cannot have caused
+    problems += _metric_problems(task) if problems else _contradictions(task)
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise ConfigError(f"The task {path} cannot be used:{listed}", next_step=f"mend {path}")

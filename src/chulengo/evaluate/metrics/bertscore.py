@@ -135,7 +135,7 @@ def check_encoder(folder: Path) -> int:
     Raises:
         ModelError: there is no folder, no complete model in it, no tokenizer, or a model that is no encoder.
     """
-    advice = "--encoder FOLDER with an encoder in it, or leave out bertscore"
+    advice = "--encoder FOLDER with an encoder in it, or no --encoder (BERTScore is left out then)"
     if not folder.is_dir():
         raise ModelError(f"There is no encoder folder {str(folder)!r}.", allowed=_ALLOWED, next_step=advice)
     try:
