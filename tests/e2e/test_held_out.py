@@ -78,6 +78,11 @@ def test_other_data_are_taken_whole(run: Path, talks: Path, tmp_path: Path, caps
         out, said = done(capsys, *words, file)
         assert len(ids(json.loads(out))) == number
         assert "held out" not in said
+    in_columns = tmp_path / "other" / "talks.jsonl"  # of that name too, and in another format
+    write_lines(in_columns, *({"question": f"q{n}", "answer": f"a{n}"} for n in range(2)))
+    assert len(ids(json.loads(done(capsys, *words, in_columns)[0]))) == 2
+    said = refused(capsys, *words[:-3], "--adapter", run.parent / "rnu", "--data", other)
+    assert f"--adapter {run}" in said
     copy = tmp_path / "copy" / "talks.jsonl"
     copy.parent.mkdir()
     shutil.copy(talks, copy)
@@ -118,6 +123,12 @@ def test_where_nothing_was_held_out(
     finally:
         lines[int(apart[0]) - 1] = before
         talks.write_text("".join(lines))
+
+
+def test_without_a_task_it_is_said(run: Path, talks: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ("eval", "--adapter", run, "--device", "cpu", "--data")
+    assert f"{run} was trained on rows of {talks}" in done(capsys, *words, talks)[1]
+    assert "trained on rows" not in done(capsys, *words, write_lines(tmp_path / "o.jsonl", *conversations(3)))[1]
 
 
 def test_a_split_that_there_is_not(run: Path, talks: Path, capsys: Capture) -> None:

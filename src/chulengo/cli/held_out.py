@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chulengo.errors import DataError, ModelError
+from chulengo.errors import ChulengoError, DataError, ModelError, nearest
 
 if TYPE_CHECKING:
     from chulengo.config import RunConfig
@@ -53,6 +53,14 @@ def with_held_out(choice: Choice, task: Task, source: str, adapter: str) -> Choi
     return replace(choice, held_out=found, held_out_by=str(run))
 
 
+def note_trained_on(adapter: str | None, source: str) -> None:
+    """Says so where a run was trained on these data, for a command that takes all of their rows."""
+    run = _run_of(adapter) if adapter else None
+    if run is not None and _names(run, source)[0]:
+        print(f"note: {run} was trained on rows of {source}; with --task only those that it held out are scored",
+              file=sys.stderr)
+
+
 def _is_meant(choice: Choice, task: Task, source: str) -> bool:
     from chulengo.evaluate.task_data import chosen_split
 
@@ -65,25 +73,26 @@ def _run_of(adapter: str) -> Path | None:
     """Returns the run folder of an adapter; None where it lies in none."""
     path = Path(adapter).expanduser()
     if not path.is_dir():
+        siblings = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+        close = nearest(path.name, siblings)
         raise ModelError(f"There is no adapter folder {adapter!r}.", allowed="a run folder, or the adapter in one",
-                         next_step="ls runs")
+                         next_step=f"--adapter {path.parent / close}" if close else "ls runs")
     finished = (each for each in (path, path.parent) if (each / "adapter" / "adapter_config.json").is_file())
     return next((each for each in finished if (each / "config.yaml").is_file()), None)
 
 
 def _held_out(run: Path, source: str) -> frozenset[str] | None:
     """Returns the sources of the rows that a run held out of its data; None where these are other data."""
-    from chulengo.config import load_config
-    from chulengo.train.inputs import data_source
-
-    config = load_config(run / "config.yaml", saved=True)
-    trained = config.data.train
-    here, then = (Path(data_source(name)).expanduser() for name in (source, trained))
-    same = here.resolve() == then.resolve()
-    if not same and here.name != then.name:
+    same, same_name, config = _names(run, source)
+    if not same_name:
         return None
     if config.data.validation is None and _held_out_hash(run) is not None:
-        found = _parted(run, config, source)
+        try:
+            found = _parted(run, config, source)
+        except ChulengoError:
+            if same:
+                raise
+            return None  # other data of that name, which cannot even be read as the run's were
         if found is None and same:
             raise DataError(
                 f"{source} has changed since {run} was trained on it: which of its rows were held out is not known.",
@@ -102,6 +111,16 @@ def _held_out(run: Path, source: str) -> frozenset[str] | None:
         f"{config.data.validation_fraction:g}).",
         next_step="--data with rows that it has not seen   (or --split all: the rows it was trained on)",
     )
+
+
+def _names(run: Path, source: str) -> tuple[bool, bool, RunConfig]:
+    """Returns whether these are the data that a run names, whether their files have one name, and its configuration."""
+    from chulengo.config import load_config
+    from chulengo.train.inputs import data_source
+
+    config = load_config(run / "config.yaml", saved=True)
+    here, then = (Path(data_source(name)).expanduser() for name in (source, config.data.train))
+    return here.resolve() == then.resolve(), here.name == then.name, config
 
 
 def _parted(run: Path, config: RunConfig, source: str) -> frozenset[str] | None:
