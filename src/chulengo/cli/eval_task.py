@@ -12,6 +12,8 @@ from chulengo.cli.inference import memory_explained, session_config, session_fro
 from chulengo.cli.task_options import (
     check_task_arguments,
     counting_versions,
+    encoder_from,
+    note_slow_metric,
     other_results,
     read_data,
     results_path,
@@ -52,17 +54,14 @@ def run_task(arguments: argparse.Namespace) -> int:
         return _write_chats(task, arguments)
     path = results_path(arguments.out)
     # a wrong encoder shows before an hour of answers
-    metrics = answer_metrics(task, encoder=Path(arguments.encoder) if arguments.encoder else None)
+    metrics = answer_metrics(task, encoder=encoder_from(arguments, task))
     if path is None:
         print("note: without --out an evaluation that is interrupted starts again", file=sys.stderr)
     config = session_config(arguments)
     other = other_results(arguments, task)
     with seconds.measure("data"):
         data = read_data(task, config, arguments, prompts=True)
-    held_out = next((name for name, split in task.splits.items() if split.held_out), None)
-    if arguments.adapter and held_out and not data.facts["split"]:
-        print(f"note: every row is scored; of data that the adapter was trained on, --split {held_out} takes only what "
-              "training held out", file=sys.stderr)
+    note_slow_metric(task, data.items)
     settings = _settings(task, arguments)
     with seconds.measure("load_model"):
         session = session_from(arguments, config)

@@ -22,6 +22,8 @@ from chulengo.cli.task_options import (
     add_task_arguments,
     check_task_arguments,
     counting_versions,
+    encoder_from,
+    note_slow_metric,
     other_results,
     read_data,
     results_path,
@@ -31,6 +33,7 @@ from chulengo.cli.task_options import (
 
 if TYPE_CHECKING:
     from chulengo.evaluate.comparison import Comparison
+    from chulengo.evaluate.metrics.metric import Metric
     from chulengo.evaluate.task_data import TaskData
     from chulengo.evaluate.task_scores import Side
     from chulengo.evaluate.tasks import Task
@@ -43,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_task_arguments(parser, required=True)
     parser.add_argument("--data", metavar="D", help="a file, a folder, or a Hub data set name")
     parser.add_argument("--predictions", metavar="P", help="the answers: a JSON, JSON lines or csv file")
+    parser.add_argument("--adapter", metavar="A",
+                        help="the run whose held-out rows of these data are meant, as in eval; it is not loaded")
     parser.add_argument("--missing", choices=("error", "wrong"), default="error",
                         help="items without a prediction: an error (default), or scored as wrong")
     parser.add_argument("--num-rows", type=int, metavar="N", help="a random subset of this many rows (data.seed)")
@@ -67,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from chulengo.cli.arguments import config_from
     from chulengo.errors import ConfigError
+    from chulengo.evaluate.task_scores import answer_metrics
     from chulengo.evaluate.tasks import load_task
 
     check_task_arguments(arguments)
@@ -81,8 +87,10 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.overrides = [*arguments.overrides, f"data.num_rows={arguments.num_rows}"]
     config = config_from(_without_out(arguments))
     other = other_results(arguments, task)
+    metrics = answer_metrics(task, encoder=encoder_from(arguments, task))
     data = read_data(task, config, arguments, prompts=False)
-    side = _score(task, data, arguments, with_items=path is not None or other is not None)
+    note_slow_metric(task, data.items)
+    side = _score(task, data, metrics, arguments, with_items=path is not None or other is not None)
     comparisons = _compared(other, side, arguments)
     seconds = {"total": time.perf_counter() - started}
     if path is not None:
@@ -95,22 +103,23 @@ def _without_out(arguments: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(arguments), "out": None})  # theirs is a folder of results, not a run
 
 
-def _score(task: Task, data: TaskData, arguments: argparse.Namespace, *, with_items: bool) -> Side:
+def _score(
+    task: Task, data: TaskData, metrics: tuple[list[Metric], dict[str, str]], arguments: argparse.Namespace, *,
+    with_items: bool,
+) -> Side:
     from chulengo.evaluate.predictions import match_predictions, read_predictions
     from chulengo.evaluate.scoring import score_all
-    from chulengo.evaluate.task_scores import NO_MODEL, Side, answer_metrics, in_task_order, outcomes_of
+    from chulengo.evaluate.task_scores import NO_MODEL, Side, in_task_order, outcomes_of
 
-    encoder = Path(arguments.encoder) if arguments.encoder else None
-    metrics, not_computed = answer_metrics(task, encoder=encoder)
     answers, missing = match_predictions(
         [item.id for item in data.items], read_predictions(Path(arguments.predictions)),
         missing_is_wrong=arguments.missing == "wrong", source=arguments.predictions,
     )
     outcomes, unread = outcomes_of(task, data.items, answers)
     scores = score_all(
-        metrics, outcomes, draws=arguments.draws, seed=arguments.seed, labels=task.labels, with_items=with_items
+        metrics[0], outcomes, draws=arguments.draws, seed=arguments.seed, labels=task.labels, with_items=with_items
     )
-    not_computed |= dict.fromkeys(task.loss_metrics, NO_MODEL)
+    not_computed = metrics[1] | dict.fromkeys(task.loss_metrics, NO_MODEL)
     return Side({"predictions": arguments.predictions}, tuple(answers), outcomes, unread, tuple(missing),
                 in_task_order(task, scores), not_computed)
 

@@ -18,8 +18,6 @@ SHOWN_ITEMS = 5
 
 def score_cell(score: Score, *, interval: bool = True) -> str:
     """Returns a score as a table shows it: a share as a percentage, anything else as a number, with its interval."""
-    if score.value != score.value:
-        return "undefined"
     if score.interval is None or not interval:
         return number(score.value, score.unit)
     low, high = (number(end, score.unit) for end in score.interval)
@@ -28,6 +26,8 @@ def score_cell(score: Score, *, interval: bool = True) -> str:
 
 def number(value: float, unit: str) -> str:
     """Returns one number in its unit."""
+    if value != value:
+        return "undefined"
     if unit == "share":
         return f"{value:.1%}"
     return f"{value:.2f}" if unit == "points" else f"{value:.4g}"

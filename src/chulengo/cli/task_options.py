@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.metadata
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from chulengo.errors import ConfigError
 if TYPE_CHECKING:
     from chulengo.config import RunConfig
     from chulengo.evaluate.task_data import Choice, TaskData
+    from chulengo.evaluate.task_items import Item
     from chulengo.evaluate.tasks import Task
 
 COUNTING_PACKAGES = ("numpy", "sacrebleu", "rouge-score", "scikit-learn")
@@ -24,7 +26,9 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     """Adds --task, --split, --encoder, --compare-with, --draws and --seed."""
     parser.add_argument("--task", metavar="T", required=required,
                         help="a built-in task, a YAML file, or list (shows the built-in ones)")
-    parser.add_argument("--split", metavar="S", help="which of the task's splits (default: the task's)")
+    parser.add_argument("--split", metavar="S",
+                        help="which of the task's splits; all: every row (default: the task's; of the data that the "
+                             "adapter was trained on, the rows that its run held out)")
     parser.add_argument("--encoder", metavar="FOLDER", help="text encoder for BERTScore; without one it is left out")
     parser.add_argument("--compare-with", metavar="RESULTS", help="results of another evaluation, on the same items")
     parser.add_argument("--draws", type=int, default=10_000, metavar="N",
@@ -65,16 +69,51 @@ def choice_from(config: RunConfig, arguments: argparse.Namespace) -> Choice:
 
 
 def read_data(task: Task, config: RunConfig, arguments: argparse.Namespace, *, prompts: bool) -> TaskData:
-    """Returns the items of the task.
+    """Returns the items of the task; of the data that an adapter was trained on, those that its run held out.
 
     Raises:
         ConfigError: no data were named.
+        DataError: see `task_data.read_task_data` and `held_out.with_held_out`.
     """
+    from chulengo.cli.held_out import with_held_out
     from chulengo.evaluate.task_data import read_task_data
+    from chulengo.train.inputs import data_source
 
     if not arguments.data:
         raise ConfigError(f"No data for the task {task.name}.", next_step="--data FILE")
-    return read_task_data(task, arguments.data, choice_from(config, arguments), prompts=prompts)
+    source, choice = data_source(arguments.data), choice_from(config, arguments)
+    if arguments.adapter:
+        choice = with_held_out(choice, task, source, arguments.adapter)
+    return read_task_data(task, source, choice, prompts=prompts)
+
+
+def encoder_from(arguments: argparse.Namespace, task: Task) -> Path | None:
+    """Returns the encoder's folder; says so where the task has no use for it.
+
+    Raises:
+        ModelError: the folder holds no encoder.
+    """
+    if not arguments.encoder:
+        return None
+    from chulengo.evaluate.metrics.bertscore import check_encoder
+
+    folder = Path(arguments.encoder)
+    check_encoder(folder)
+    if not any(name.startswith("bertscore_") for name in task.answer_metrics):
+        print(f"note: the task {task.name} has no BERTScore, so --encoder changes nothing", file=sys.stderr)
+    return folder
+
+
+def note_slow_metric(task: Task, items: Sequence[Item]) -> None:
+    """Says how long TER may take, where that is over a minute; no built-in task has it."""
+    from chulengo.evaluate.metrics.overlap import ter_seconds
+
+    if "ter" not in task.answer_metrics:
+        return
+    seconds = sum(ter_seconds(len(item.references[0].split())) for item in items if item.references)
+    if seconds > 60:
+        print(f"note: ter may take {seconds / 60:,.0f} minutes for these {len(items):,} answers; a task without it "
+              "is scored at once", file=sys.stderr)
 
 
 def counting_versions() -> dict[str, str | None]:

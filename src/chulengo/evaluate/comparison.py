@@ -10,14 +10,15 @@ is the split other than even? It is the exact binomial form, two-sided. It takes
 have several items, trust the interval.
 
 Scores are compared only when they are scores of the same thing: the same items, the same metric, the same version and
-definition. Everything else is refused: a difference between two definitions is a number without meaning.
+definition. Everything else is refused: a difference between two definitions is a number without meaning. Simulations
+alone are compared over the conversations that both have, see `shared_items`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,20 @@ def compare_all(
     for number, pair in enumerate(matched):
         made.append(_comparison(pair, drawn[number], len(units[number]), draws, seed))
     return made
+
+
+def shared_items(base: Score, tuned: Score) -> tuple[Score, Score, tuple[str, ...], tuple[str, ...]]:
+    """Returns both scores over the items that both are of, and the ids that only the first and only the second has.
+
+    For scores that leave out items by what was answered, such as the turns to a goal: what is compared then are the
+    items to which the score applies on both sides. The values of the two scores themselves stay those of all items.
+    """
+    first, second = ({item["id"] for item in score.items} for score in (base, tuned))
+    kept = [replace(score, items=tuple(item for item in score.items if item["id"] in first & second))
+            for score in (base, tuned)]
+    only_first = tuple(item["id"] for item in base.items if item["id"] not in second)
+    only_second = tuple(item["id"] for item in tuned.items if item["id"] not in first)
+    return kept[0], kept[1], only_first, only_second
 
 
 def _comparison(pair: _Pair, sums: Counts, num_groups: int, draws: int, seed: int) -> Comparison:

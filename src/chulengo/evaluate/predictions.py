@@ -118,6 +118,13 @@ def read_predictions(path: Path) -> dict[str, tuple[str, str]]:
     Raises:
         DataError: a missing or broken file, a row without id or answer, an id that occurs twice.
     """
+    if not path.exists():
+        siblings = [file.name for file in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
+        close = nearest(path.name, siblings)
+        raise DataError(
+            f"There is no predictions file {path}.", allowed="a JSON, JSON lines or csv file with ids and answers",
+            next_step=f"--predictions {path.parent / close}" if close else "--predictions FILE",
+        )
     if path.suffix.lower() == ".json":
         mapping = _mapping(path)
         if mapping is not None:
@@ -196,13 +203,13 @@ def match_predictions(
             f"{len(unknown)} of {len(predictions)} predictions in {source} belong to no item of the data: "
             f"{_some(unknown)}.",
             allowed=f"ids such as {_some(list(ids))}" + (f" (nearest to {unknown[0]}: {close})" if close else ""),
-            next_step="name the data, --split and --num-rows that the predictions were made for",
+            next_step="name the data, --adapter, --split and --num-rows that the predictions were made for",
         )
     lost = [key for key in ids if key not in predictions]
     if lost and not missing_is_wrong:
         raise DataError(
             f"{len(lost)} of {len(ids)} items have no prediction in {source}: {_some(lost)}.",
-            allowed="a prediction for every item; an empty text is one",
+            allowed="a prediction for every item that --adapter, --split and --num-rows leave; an empty text is one",
             next_step="add them, or score them as wrong: --missing wrong",
         )
     return [predictions.get(key, ("", MISSING)) for key in ids], lost

@@ -7,6 +7,7 @@ outputs could give another number; two scores are comparable when their versions
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -143,9 +144,11 @@ def write_results(path: Path, results: Mapping[str, Any], *, indent: int | None 
     except OSError as error:
         with contextlib.suppress(OSError):  # it may not be there, or its folder may be a file
             unfinished.unlink()
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise ChulengoError(
             f"The results cannot be written to {path}: {error.strerror or error}.",
-            next_step="--out with a file in a folder that can be written to and has room",
+            next_step="make room, then type the same again: answers that are written already are not made again" if full
+            else "--out with a file in a folder that can be written to",
         ) from error
 
 

@@ -30,6 +30,7 @@ from chulengo.evaluate.task_items import NAMED, Item, items_of, question_text
 from chulengo.evaluate.tasks import Split, Task
 
 HEAD_ROWS = 20
+EVERY_ROW = "all"  # the split that every task has
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Choice:
         num_rows: size of a random subset of rows; None: all.
         seed: of the subset and of a held-out part.
         offline: no network.
+        held_out: sources of the rows that a run held out of these data, which are what is taken; None: the split's.
+        held_out_by: the run.
     """
 
     split: str | None = None
@@ -64,6 +67,8 @@ class Choice:
     num_rows: int | None = None
     seed: int = 0
     offline: bool = False
+    held_out: frozenset[str] | None = None
+    held_out_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,7 @@ def read_task_data(task: Task, source: str, choice: Choice | None = None, *, pro
         NetworkError: see `data.sources.read_records`.
     """
     choice = choice or Choice()
-    name, split = _split(task, choice.split)
+    name, split = chosen_split(task, choice.split)
     files, labels, without = _files(source, name, split)
     # what is held out is found by the conversations' first turns, and cleaning works on whole conversations
     whole = prompts or task.kind == "text" or bool(split.held_out or choice.cleaning or task.user_turns)
@@ -115,7 +120,9 @@ def read_task_data(task: Task, source: str, choice: Choice | None = None, *, pro
     total = len(rows)
     if labels is not None:
         _check_labels(labels, rows, source)
-    if split.held_out:
+    if choice.held_out is not None:
+        rows = [row for row in rows if row.source in choice.held_out]
+    elif split.held_out:
         apart = split_by_conversation([cast(Example, row.example) for row in rows], split.held_out, choice.seed)[1]
         chosen = {example.source for example in apart}
         rows = [row for row in rows if row.source in chosen]
@@ -128,24 +135,32 @@ def read_task_data(task: Task, source: str, choice: Choice | None = None, *, pro
     items = items_of(task, rows, groups)
     talks = tuple(Talk(r.id, g, r.example) for r, g in zip(rows, groups, strict=True) if prompts and r.example)
     facts = {
-        "source": source, "files": files, "split": name or None, "rows_read": total, "rows": len(rows),
+        "source": source, "files": files, "split": name or None, "held_out_by": choice.held_out_by or None,
+        "rows_read": total, "rows": len(rows),
         "items": len(items), "num_rows": choice.num_rows, "seed": choice.seed, "cleaning": list(choice.cleaning),
         "hash": _hash(items),
     }
     return TaskData(items, talks, facts)
 
 
-def _split(task: Task, asked: str | None) -> tuple[str, Split]:
+def chosen_split(task: Task, asked: str | None) -> tuple[str, Split]:
+    """Returns name and definition of the split that is taken; "" where the task has none of its own.
+
+    `all` is every row of the data, for every task that does not call something else so.
+
+    Raises:
+        ConfigError: the task has no such split.
+    """
     name = asked or task.split
-    if not name:
-        return "", Split(hub="train")
-    if name not in task.splits:
-        close = nearest(name, task.splits)
-        raise ConfigError(
-            f"The task {task.name} has no split '{name}'.", allowed=", ".join(task.splits) or "none: leave out --split",
-            next_step=f"--split {close or next(iter(task.splits), '')}" if task.splits else "leave out --split",
-        )
-    return name, task.splits[name]
+    if name in task.splits:
+        return name, task.splits[name]
+    if name in ("", EVERY_ROW):
+        return name, Split(hub="train")
+    close = nearest(name, [*task.splits, EVERY_ROW])
+    raise ConfigError(
+        f"The task {task.name} has no split '{name}'.", allowed=", ".join((*task.splits, EVERY_ROW)),
+        next_step=f"--split {close or next(iter(task.splits), EVERY_ROW)}",
+    )
 
 
 def _files(source: str, name: str, split: Split) -> tuple[list[str], dict[str, str] | None, frozenset[str]]:

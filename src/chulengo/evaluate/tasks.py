@@ -21,7 +21,8 @@ The keys, with what holds where one is left out:
   metrics         names
   headline        the one metric that decides; null for none
   splits          name -> files (patterns, first match wins), labels, without, held_out, hub
-  split           the split that is taken when none is named
+  split           the split that is taken when none is named; without one all rows are. Of data that an adapter was
+                  trained on, its run's own held-out rows are taken instead, and for a split with `held_out` too
   max_new_tokens  limit of an answer
   window, stride, bos            of kind text: see `continuation`
   num_windows     of kind text: only so many windows are scored, evenly spread (default: all)
@@ -136,8 +137,8 @@ def load_task(name_or_path: str) -> Task:
     content = _yaml(path)
     problems: list[str] = []
     task = _task(content, path.stem, problems)
-    if not problems:
-        problems += _contradictions(task)
+    # of a file with unknown keys or broken values only what those cannot have caused
+    problems += _metric_problems(task) if problems else _contradictions(task)
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise ConfigError(f"The task {path} cannot be used:{listed}", next_step=f"mend {path}")

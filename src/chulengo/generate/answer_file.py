@@ -11,6 +11,7 @@ to the same prompts, settings and model is an error, for a set of answers from t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,8 @@ class AnswerFile:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # before the next batch starts, also for a machine that goes down
         except OSError as error:
             raise self._unwritable(error) from error
         self.finished |= {row["id"]: row for row in rows}
@@ -131,6 +134,8 @@ class AnswerFile:
                 file.writelines(json.dumps(self.finished[id_], ensure_ascii=False) + "\n" for id_ in wanted)
             os.replace(draft, self.path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                draft.unlink()
             raise self._unwritable(error) from error
 
     def _read(self) -> None:

@@ -20,6 +20,7 @@ from chulengo.config.load import flatten
 from chulengo.data.batches import pad_token, row_length
 from chulengo.data.load import LoadReport, load_examples, stream_examples
 from chulengo.data.prompts import load_template
+from chulengo.data.renderer import Renderer
 from chulengo.data.selection import split_by_conversation
 from chulengo.data.types import Example
 from chulengo.errors import ChulengoError
@@ -31,6 +32,7 @@ from chulengo.train.inputs import (
     ExampleStream,
     Inputs,
     RowPolicy,
+    RowSet,
     check_rows,
     data_source,
     open_renderer,
@@ -118,6 +120,24 @@ def prepare_inputs(config: RunConfig, *, split: bool = True, weights: bool = Tru
         validation = render_all(apart, report, renderer, policy) if apart else None
     train = render_all(examples, report, renderer, policy)
     return Inputs(folder, model_config, tokenizer, renderer, limit, train, validation)
+
+
+def held_out_rows(config: RunConfig, source: str, renderer: Renderer) -> RowSet | None:
+    """Returns the validation rows that a run of this configuration splits off a source; None where it splits off none.
+
+    Args:
+        config: of the run, resolved.
+        source: what it was trained on, as it is called now.
+        renderer: of the run.
+    """
+    data, training = config.data, config.training
+    if data.validation is not None or data.validation_fraction == 0 or data.streaming:
+        return None
+    examples, report = read_examples(config, source, num_rows=data.num_rows)
+    apart = split_by_conversation(examples, data.validation_fraction, data.seed)[1]
+    assert training.max_seq_tokens is not None  # it is resolved
+    policy = RowPolicy(training.max_seq_tokens, training.overlong, training.allow_cut_end_of_turn)
+    return render_all(apart, report, renderer, policy) if apart else None
 
 
 def read_examples(config: RunConfig, source: str, *, num_rows: int | None = None) -> tuple[list[Example], LoadReport]:

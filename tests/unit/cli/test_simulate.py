@@ -106,6 +106,40 @@ def test_dialogues_become_training_data_for_either_side(dialogues: Path, tmp_pat
     assert main(["simulate", "--replay", str(dialogues), "--write-chats", str(tmp_path / "data")]) == 2
 
 
+def test_two_simulations_are_compared_over_what_both_have(scenarios: Path, tmp_path: Path, capsys: Capture) -> None:
+    short = SCENARIOS.replace("play, persona", "other, persona")  # a conversation of another name
+    (tmp_path / "t.yaml").write_text(short)
+    words = ["--turns", 2, "--seed", 4]
+    # so few tokens that no goal is reached, and that a speaker of one turn has not said four words
+    assert simulate(*words, "--scenarios", scenarios, "--out", tmp_path / "a") == 0
+    assert simulate(*words, "--scenarios", tmp_path / "t.yaml", "--max-new-tokens", 2, "--out", tmp_path / "b") == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0
+    out, said = capsys.readouterr()
+    found = json.loads(out)
+    by_name = {each["name"]: each for each in found["comparisons"]}
+    assert by_name["goal_reached"]["num_items"] == by_name["turns"]["num_items"] == 2
+    assert (by_name["goal_reached"]["base"], by_name["goal_reached"]["tuned"]) == (0.5, 0)  # name reached it, lost not
+    assert "turns_to_goal" not in by_name
+    assert f"note: only {tmp_path / 'a'} has turns_to_goal" in said
+    assert (f"goal_reached, turns: compared without 1 conversation only in {tmp_path / 'a'} (play) and "
+            f"1 conversation only in {tmp_path / 'b'} (other)") in said
+    # what each score is of, without the command
+    stored = [json.loads((tmp_path / name / "results.json").read_text(encoding="utf-8")) for name in "ab"]
+    for score in stored[0]["scores"]["base"]:
+        others = {each["name"]: each for each in stored[1]["scores"]["base"]}.get(score["name"], {"items": []})
+        both = {item["id"] for item in score["items"]} & {item["id"] for item in others["items"]}
+        assert (score["name"] in by_name) == bool(both)
+        assert by_name.get(score["name"], {"num_items": 0})["num_items"] == len(both)
+        if score["name"] == "agent_repetition":
+            assert len(both) < len(score["items"]), "this one covers other conversations"
+    # the same name for another scenario is another thing
+    (tmp_path / "u.yaml").write_text(SCENARIOS.replace("llamas", "alpacas"))
+    assert simulate(*words, "--scenarios", tmp_path / "u.yaml", "--out", tmp_path / "c") == 0
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "c")]) == 2
+    assert "of other scenarios in the two: play" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -94,7 +94,7 @@ def test_forms_of_predictions(tmp_path: Path) -> None:
 def test_broken_predictions(tmp_path: Path, name: str, text: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
         read_predictions(written(tmp_path / name, text))
-    with pytest.raises(DataError, match="no file"):
+    with pytest.raises(DataError, match="no predictions file"):
         read_predictions(tmp_path / "absent.json")
 
 

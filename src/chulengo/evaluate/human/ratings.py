@@ -190,7 +190,9 @@ class _Reader:
             raise DataError(f"The ratings cannot be used, {len(self._problems)} problems:\n    " + "\n    ".join(lines),
                             next_step="mend these rows, or leave the file out")
         if not self._found:
-            raise DataError(f"No row of {self._counts['rows']} holds a rating.",
+            # a rater has each row twice, in the CSV and in the JSONL
+            number = self._counts["rows"] if self._study is None else len(self._study.entries)
+            raise DataError(f"None of the {number} rows holds a rating.",
                             next_step="fill in choice (A, B, tie, both bad) or the criteria (1 to 5)")
         return Collected(
             tuple(self._found.values()), self._study, next(iter(self._marks), ""), self._counts["rows"],

@@ -88,7 +88,7 @@ def bertscore(part: str, encoder: Path | None, *, layer: int | None = None, batc
             "not computed: no encoder", allowed=_ALLOWED, next_step="--encoder FOLDER, or leave out bertscore"
         )
     name = f"bertscore_{part}"
-    num_layers = _check_encoder(encoder)
+    num_layers = check_encoder(encoder)
     chosen = _chosen_layer(layer, num_layers, encoder)
     files_hash = encoder_hash(encoder)
 
@@ -129,13 +129,13 @@ def _hash_of(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
-def _check_encoder(folder: Path) -> int:
+def check_encoder(folder: Path) -> int:
     """Returns the number of layers of the encoder in the folder, from its config alone.
 
     Raises:
         ModelError: there is no folder, no complete model in it, no tokenizer, or a model that is no encoder.
     """
-    advice = "--encoder FOLDER with an encoder in it, or leave out bertscore"
+    advice = "--encoder FOLDER with an encoder in it, or no --encoder (BERTScore is left out then)"
     if not folder.is_dir():
         raise ModelError(f"There is no encoder folder {str(folder)!r}.", allowed=_ALLOWED, next_step=advice)
     try:

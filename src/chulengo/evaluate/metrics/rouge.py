@@ -12,12 +12,14 @@ word scores 0 even against itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from importlib import metadata
 
 import numpy as np
 
 from chulengo.errors import require
+from chulengo.evaluate.metrics.lcs import lcs_length, lcs_places
 from chulengo.evaluate.metrics.metric import Counts, Metric, Outcome, ratio
 from chulengo.evaluate.metrics.references import references_of
 from chulengo.evaluate.metrics.words import words
@@ -51,11 +53,17 @@ def rouge(kind: str, *, ascii_only: bool = False) -> Metric:
     scorer_module = require("rouge_score.rouge_scorer", "eval")
     tokenizers = require("rouge_score.tokenizers", "eval")
     tokenizer = tokenizers.DefaultTokenizer(use_stemmer=False) if ascii_only else UnicodeTokenizer()
-    scorer = scorer_module.RougeScorer([kind], tokenizer=tokenizer)
     name = kind + (ASCII_SUFFIX if ascii_only else "")
+    scorer = scorer_module.RougeScorer([kind], tokenizer=tokenizer)
+    by_lcs = {"rougeL": _longest, "rougeLsum": _longest_by_lines}.get(kind)
+
+    def fmeasure(reference: str, answer: str) -> float:
+        if by_lcs is None:
+            return float(scorer.score(reference, answer)[kind].fmeasure)
+        return by_lcs(reference, answer, tokenizer.tokenize)
 
     def best(answer: str, references: Sequence[str]) -> float:
-        return max(float(scorer.score(reference, answer)[kind].fmeasure) for reference in references)
+        return max(fmeasure(reference, answer) for reference in references)
 
     def count(outcomes: Sequence[Outcome]) -> Counts:
         own = references_of(outcomes, name)
@@ -70,3 +78,31 @@ def rouge(kind: str, *, ascii_only: bool = False) -> Metric:
         f"{tokens}, no stemming.",
         "share", True, ("sum", "items"), count, ratio,
     )
+
+
+def _longest(reference: str, answer: str, tokenize: Callable[[str], list[str]]) -> float:
+    """Returns ROUGE-L: the F-measure of the longest common subsequence of all words."""
+    true, said = tokenize(reference), tokenize(answer)
+    return _f(lcs_length(true, said), len(said), len(true))
+
+
+def _longest_by_lines(reference: str, answer: str, tokenize: Callable[[str], list[str]]) -> float:
+    """Returns ROUGE-Lsum: of every reference line the words that a line of the answer has in the same order.
+
+    A word counts at most as often as the answer has it, as in rouge-score and in ROUGE 1.5.5.
+    """
+    true, said = ([tokenize(line) for line in text.split("\n") if line] for text in (reference, answer))
+    left, hits = Counter(word for line in said for word in line), 0
+    for line in true:
+        for place in sorted({place for other in said for place in lcs_places(line, other)}):
+            if left[line[place]] > 0:
+                left[line[place]] -= 1
+                hits += 1
+    return _f(hits, sum(map(len, said)), sum(map(len, true)))
+
+
+def _f(hits: int, num_said: int, num_true: int) -> float:
+    if hits == 0:
+        return 0.0
+    precision, recall = hits / num_said, hits / num_true
+    return 2 * precision * recall / (precision + recall)

@@ -8,6 +8,7 @@ and its conversation is had again: the same, since its seeds are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -95,6 +96,8 @@ class TranscriptFile:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row_of(conversation), ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise DataError(
                 f"The transcripts cannot be written to {self.path}: {error.strerror}.",
@@ -174,5 +177,7 @@ def replace_file(file: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, file)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
         raise ChulengoError(f"{file} cannot be written: {error.strerror or error}.",
-                            next_step="make room, then give the same command: it goes on") from error
+                            next_step="make room, then type the same again: it goes on") from error

@@ -32,6 +32,8 @@ def test_ascii_words_are_rouge_scores() -> None:
     for _ in range(2000):
         text = "".join(chr(rng.randrange(128)) for _ in range(rng.randrange(40)))
         assert words(text) == tokenize(text, None)
+        # by the pattern of all scripts, which one character more makes necessary
+        assert words(text + " é") == [*words(text), "é"]
 
 
 def test_every_letter_and_digit_is_in_a_word_and_nothing_else() -> None:
