@@ -107,7 +107,7 @@ def _score(console: Console, config: RunConfig, result: RunResult) -> None:
         config.model.name, str(result.paths.root), revision=config.model.revision,
         quantization=config.model.quantization, double_quant=config.model.double_quant,
         compute_dtype=config.model.compute_dtype, device=config.model.device, attention=config.model.attention,
-        offline=config.model.offline,
+        offline=config.model.offline, engine=config.model.engine,
     )
     settings = GenerationSettings(max_new_tokens=MAX_NEW_TOKENS)
     answers: dict[str, list[Answer]] = {}

@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 SUGAR = {
     "style": "prompt.style", "quantization": "model.quantization", "device": "model.device",
-    "dtype": "model.compute_dtype",
+    "dtype": "model.compute_dtype", "engine": "model.engine",
 }
 RENDERING = ("style", "system", "train_on", "train_roles", "train_end_of_turn")
 
 
 def add_session_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --adapter, --style, --quantization, --dtype and --device."""
+    """Adds --adapter, --style, --quantization, --dtype, --device and --engine."""
     parser.add_argument("--adapter", metavar="A", help="a run folder or a PEFT adapter folder; it names its own base")
     parser.add_argument("--style", metavar="S", help="chat style of a model without adapter (default: auto)")
     parser.add_argument("--quantization", metavar="Q", help="nf4, fp4, int8, none (default: as trained, else none)")
     parser.add_argument("--dtype", metavar="T", help="compute dtype: float32, bfloat16, float16 (default: auto)")
     parser.add_argument("--device", metavar="DEV", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--engine", metavar="E", help="what computes: auto, fast, reference (default: auto)")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,10 +81,15 @@ def session_config(arguments: argparse.Namespace) -> RunConfig:
     return config
 
 
-def session_from(arguments: argparse.Namespace, config: RunConfig) -> Session:
+def session_from(arguments: argparse.Namespace, config: RunConfig, *, adds_adapter: bool = False) -> Session:
     """Returns the opened model; what was decided without being asked goes to the error stream.
 
     Only what was said counts: a default of the configuration never overrides what the adapter's record says.
+
+    Args:
+        arguments: of `add_session_arguments`.
+        config: of `session_config`.
+        adds_adapter: a further adapter will be put on the base.
     """
     from chulengo.config.sizes import bytes_of
     from chulengo.model.gpu_limit import limit_gpu_memory
@@ -105,6 +111,9 @@ def session_from(arguments: argparse.Namespace, config: RunConfig) -> Session:
         device=model.device,
         attention=model.attention,
         offline=model.offline,
+        engine=model.engine,
+        weights_policy=model.weights_policy,
+        adds_adapter=adds_adapter,
     )
     print(session.describe(), file=sys.stderr)
     for note in session.notes:

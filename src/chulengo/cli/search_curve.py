@@ -113,7 +113,7 @@ def _exact_match(config: RunConfig, result: RunResult, max_new_tokens: int) -> f
     session = open_session(
         model.name, str(result.paths.root), revision=model.revision, quantization=model.quantization,
         double_quant=model.double_quant, compute_dtype=model.compute_dtype, device=model.device,
-        attention=model.attention, offline=model.offline,
+        attention=model.attention, offline=model.offline, engine=model.engine,
     )
     with session.side("tuned") as tuned:
         answers = answer_all(tuned, session.renderer, [question_of(example) for example in asked],

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from chulengo.evaluate.simulate.scenarios import check_ids
-    from chulengo.evaluate.simulate.speakers import agent_and_client
+    from chulengo.evaluate.simulate.speakers import AGENT, BASE, agent_and_client
     from chulengo.evaluate.simulate.talk import conversations
     from chulengo.evaluate.simulate.transcripts import TranscriptFile
 
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
                           next_step="--temperature 0.7 or --client-temperature 0.7")
     asked = conversations(scenarios, arguments.repeats)
     check_ids([each.id for each in asked], arguments.scenarios or arguments.replay)
-    session = session_from(arguments, config)
+    session = session_from(arguments, config, adds_adapter=arguments.client not in (BASE, AGENT))
     agent, client = agent_and_client(session, arguments.client)
     for note in client.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -102,7 +102,8 @@ def row_losses(
     """Returns the summed loss of every row, in the order given.
 
     Args:
-        model: a causal or encoder-decoder model, plain or PEFT-wrapped; left in the mode it came in.
+        model: a causal or encoder-decoder model, plain or PEFT-wrapped, or the fast engine's; left in the mode it
+            came in.
         rows: conversations, none longer than the model's context.
         pad_id: any id; padding is masked.
         batch_size: rows (packs, when packed) at a time, longest first.
@@ -146,10 +147,7 @@ def _owners(packs: list[list[int]], rows: Sequence[RenderedRow], batch: Batch) -
 
 
 def _batch_losses(model: Any, batch: Batch, owners: Tensor | None, sources: Sequence[str]) -> Losses:
-    import torch
-
-    on_device = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batch.items()}
-    nll, hit, places = target_nll(model, on_device)
+    nll, hit, places = target_nll(model, batch)
     places = places.cpu()
     owner = (places[:, 0] if owners is None else owners[places[:, 0], places[:, 1]]).numpy()
     size = len(sources)

@@ -1,6 +1,7 @@
 """A batch of prompts held by a model: the next token's logits, one token at a time.
 
-Two forms with the same three methods. Decoder-only models read prompts padded on the left, so that every row's next
+The fast engine's model brings its own (`model.decode`). For transformers' models there are three forms with the same
+methods. Decoder-only models read prompts padded on the left, so that every row's next
 token is the last column; the mask hides the padding and positions start at 0 at each row's first real token, which
 makes a padded row the same computation as the row alone. Encoder-decoder models read the padded input once, then
 decode from their start token.
@@ -44,8 +45,12 @@ def decoding_for(model: Any) -> Decoding:
     """Returns the form of decoding that the model needs.
 
     Args:
-        model: a `PreTrainedModel` or a `PeftModel` around one.
+        model: the fast engine's model, a `PreTrainedModel`, or a `PeftModel` around one.
     """
+    from chulengo.model.fast import FastModel
+
+    if isinstance(model, FastModel):
+        return model.decoding()
     if bool(getattr(model.config, "is_encoder_decoder", False)):
         return EncoderDecoderDecoding(model)
     names = forward_arguments(model)

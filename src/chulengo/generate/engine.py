@@ -124,7 +124,7 @@ def complete_all(
     """Returns the continuation of every prompt, in the order given.
 
     Args:
-        model: a `PreTrainedModel` or a `PeftModel` around one; left in the mode (training or not) it came in.
+        model: as `decoding_for` takes it; left in the mode (training or not) it came in.
         prompts: token ids and how to decode. One that does not fit the model's context gets an empty answer with
             `finish_reason` context.
         settings: how to choose tokens.

@@ -13,20 +13,28 @@ The products read copies of the adapter in the compute dtype, and resident folde
 refreshes both at every call, since a change cannot be told from outside (optimisers that write through raw pointers
 leave no trace); within one optimiser step the adapter does not change, so the second and later micro-batches may say
 `refold=False`.
+
+To answer and to be scored it has what the token engine and the scores ask of a model of either engine: `config`,
+`device`, `dtype`, `eval`, `train`, `training`, `disable_adapter`; and `decoding` and `target_nll` of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from chulengo.data.batches import IGNORE
 from chulengo.errors import ConfigError, ModelError
 from chulengo.kernels import ops
 from chulengo.model import llama
+from chulengo.model.decode import FastDecoding, StepMemory
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.folder import read_config
 from chulengo.model.linear_group import LoraForm, Matrices, seed_of
@@ -40,6 +48,20 @@ from chulengo.model.packed_inputs import PackedInputs, pack_batch, pack_sequence
 from chulengo.model.step_graph import RepeatedWork, StepGraphs, filled
 
 FORMS = ("auto", "folded", "separate")
+TARGETS_AT_ONCE = 2048  # in `target_nll`: x 32,000 pieces x 4 bytes: 262 MB
+
+
+@dataclass(frozen=True, slots=True)
+class FastConfig:
+    """What is asked of the `config` of a model of either engine, under transformers' names."""
+
+    model_type: str
+    max_position_embeddings: int
+    is_encoder_decoder: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the same as a dictionary."""
+        return asdict(self)
 
 
 class FastModel:
@@ -55,6 +77,8 @@ class FastModel:
         self._uses_graphs = graphs
         self._refreshing = RepeatedWork(lambda: self._matrices.refresh(self._groups))
         self._graphs: StepGraphs | None = None
+        self._step_memory: StepMemory | None = None
+        self._last_decoding: weakref.ref[FastDecoding] | None = None
         self.training = False
         self.dropout_seed = 0
         self.micro_step = 0  # counts training calls of `nll`; a resumed run sets it, and gets the same masks
@@ -68,6 +92,11 @@ class FastModel:
     def dtype(self) -> torch.dtype:
         """Of the products."""
         return self._matrices.dtype
+
+    @property
+    def config(self) -> FastConfig:
+        """Architecture, and how long a sequence may be."""
+        return FastConfig(self.shape.sizes.model_type, self.shape.max_seq_tokens)
 
     def attach_lora(
         self, *, rank: int, alpha: float, dropout: float = 0.0, targets: Sequence[str] = (ALL_LINEAR,),
@@ -173,6 +202,56 @@ class FastModel:
         run = self._pass(pack_sequences(sequences), True, dropout=False)  # type: ignore[arg-type]
         return llama.logits(self.weights, run, self._activations)
 
+    @torch.no_grad()
+    def target_nll(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what every single target of a batch gives, as `model.loss.target_nll` does. Without dropout."""
+        self._step_memory = None  # room for the logits
+        run = self._pass(pack_batch(batch), self._flat is not None, dropout=False)
+        states_ND = llama.final_states(self.weights, run, self._activations, run.inputs.place_N)
+        nll, hit = [torch.zeros(0, device=self.device)], [torch.zeros(0, dtype=torch.bool, device=self.device)]
+        parts = (torch.split(value, TARGETS_AT_ONCE) for value in (states_ND, run.inputs.target_N))
+        for some_ND, wanted_N in zip(*parts, strict=True):
+            logits_NV = (some_ND @ self.weights.head_VD.t()).float()
+            nll.append(nn.functional.cross_entropy(logits_NV, wanted_N, reduction="none"))
+            hit.append(logits_NV.argmax(-1) == wanted_N)
+        return torch.cat(nll), torch.cat(hit), (batch["labels"] != IGNORE).nonzero()
+
+    def decoding(self) -> FastDecoding:
+        """Returns a batch to be: `start` it with prompts, then `step` token by token. Without dropout."""
+        self._refresh(self._flat is not None)
+        is_in_use = self._last_decoding is not None and self._last_decoding() is not None
+        if self._step_memory is None or is_in_use:
+            self._step_memory = StepMemory(self.shape.sizes, self.dtype, self.device)
+        decoding = FastDecoding(
+            self._next_logits, self.shape.sizes, self._step_memory, max_tokens=self.shape.max_seq_tokens,
+            device=self.device, backend=self._backend,
+            graphs=self.device.type == "cuda" and not self._embeddings_on_host,
+        )
+        self._last_decoding = weakref.ref(decoding)
+        return decoding
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Is the bare base inside the block. Resident matrices with the adapter in them are written twice for that.
+
+        Raises:
+            ModelError: products are in FP8, where the adapter is part of every one.
+        """
+        if self._matrices.fp8 is not None:
+            raise ModelError(
+                "Products in FP8 cannot leave the adapter out.", next_step="load the model with another weights policy"
+            )
+        form = self._matrices.form
+        try:
+            self._take_form(None)
+            yield
+        finally:
+            self._take_form(form)
+
+    def eval(self) -> None:
+        """Turns dropout off."""
+        self.train(False)
+
     def train(self, training: bool = True) -> None:
         """Turns dropout on, or off."""
         self.training = training
@@ -196,12 +275,22 @@ class FastModel:
         trainable = [value for value in self.named_parameters().values() if value.requires_grad]
         self._flat = FlatFactors(trainable) if trainable else None
         self._matrices.form = form
-        self._graphs = None
+        self._graphs = self._step_memory = None
         if self._uses_graphs and self._flat is not None and not settings.dropout:
             self._graphs = StepGraphs(self._flat, self._loss)
+        self._forget_matrices()
+
+    def _forget_matrices(self) -> None:
+        """Forgets what was made of weights and adapter for another form of the products."""
         self._matrices.release(self._groups)
         self._refreshing = RepeatedWork(lambda: self._matrices.refresh(self._groups))
         self._refresh(True)
+
+    def _take_form(self, form: LoraForm | None) -> None:
+        was_folded, self._matrices.form = self._matrices.folded, form
+        if was_folded or self._matrices.folded:
+            self._forget_matrices()
+        self._step_memory = None  # its graphs compute the other form
 
     def _pass(self, inputs: PackedInputs, refold: bool, *, dropout: bool = True) -> llama.Pass:
         self._check_length(inputs)
@@ -212,11 +301,19 @@ class FastModel:
             self.micro_step += 1
         return self._run(inputs.to(self.device), seed, self._embedded(inputs))
 
-    def _run(self, inputs: PackedInputs, seed: int | None, embedded_TD: Tensor | None) -> llama.Pass:
+    def _run(
+        self, inputs: PackedInputs, seed: int | None, embedded_TD: Tensor | None,
+        attention: llama.Attention | None = None,
+    ) -> llama.Pass:
         return llama.Pass(
             inputs, self._cos_SP, self._sin_SP, self.shape.sizes.head_dim, self.shape.norm_eps, self._matrices, seed,
-            self._backend, self._host_states if torch.is_grad_enabled() else None, embedded_TD,
+            self._backend, self._host_states if torch.is_grad_enabled() else None, embedded_TD, attention,
         )  # fmt: skip
+
+    def _next_logits(self, inputs: PackedInputs, attention: llama.Attention, place_N: Tensor | None) -> Tensor:
+        self._check_length(inputs)
+        run = self._run(inputs, None, self._embedded(inputs), attention)
+        return llama.logits(self.weights, run, self._activations, place_N)
 
     def _loss(self, inputs: PackedInputs, embedded_TD: Tensor | None) -> Tensor:
         return llama.summed_nll(self.weights, self._run(inputs, None, embedded_TD), self._activations)

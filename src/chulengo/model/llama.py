@@ -30,7 +30,7 @@ Legend: T tokens, D model features, N query heads, K key heads, H head size, I i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,9 @@ from chulengo.model.packed_inputs import PackedInputs
 
 ACTIVATION_POLICIES = ("keep", "selective", "full", "offload")
 
+# (layer's index, q_TNH, k_TKH, v_TKH) -> [T, N, H]
+Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
@@ -72,6 +75,8 @@ class Pass:
         backend: of the kernels.
         host: where the policy `offload` keeps its states; None: no backward will follow.
         embedded_TD: the tokens' embeddings, where the table is on the host; None: it is on the device.
+        attention: in the place of attention within the packed sequences, for tokens that attend to a cache; without
+            gradients.
     """
 
     inputs: PackedInputs
@@ -84,6 +89,7 @@ class Pass:
     backend: str
     host: HostStates | None = None
     embedded_TD: Tensor | None = None
+    attention: Attention | None = None
 
     def seed_for(self, layer: LlamaLayer, group: int) -> int | None:
         """Returns the seed of the dropout masks of one group of maps."""
@@ -98,24 +104,33 @@ def summed_nll(weights: LlamaWeights, run: Pass, activations: Sequence[str]) -> 
         run: the inputs, with targets.
         activations: the policy of each layer.
     """
-    h_TD = _stream(weights, run, activations)
     # only states from which a target is predicted go on; their logits exist a chunk at a time
-    states_ND = h_TD.index_select(0, run.inputs.place_N)
-    normed_ND, _ = ops.rms_norm(states_ND, weights.final_norm_D, run.eps, backend=run.backend)
+    normed_ND = final_states(weights, run, activations, run.inputs.place_N)
     return ops.linear_cross_entropy(normed_ND, weights.head_VD, run.inputs.target_N, backend=run.backend)
 
 
-def logits(weights: LlamaWeights, run: Pass, activations: Sequence[str]) -> Tensor:
-    """Returns the logits of every token, [T, V] in the compute dtype.
+def logits(
+    weights: LlamaWeights, run: Pass, activations: Sequence[str], place_N: Tensor | None = None
+) -> Tensor:
+    """Returns the logits after every token, [T, V], or after some, [N, V], in the compute dtype.
 
     Args:
         weights: of the model.
         run: the inputs.
         activations: the policy of each layer.
+        place_N: of the tokens; None: all.
     """
+    return final_states(weights, run, activations, place_N) @ weights.head_VD.t()
+
+
+def final_states(
+    weights: LlamaWeights, run: Pass, activations: Sequence[str], place_N: Tensor | None
+) -> Tensor:
+    """Returns what the head reads, [N, D]: the last norm of the states at `place_N`, None: of all."""
     h_TD = _stream(weights, run, activations)
-    normed_TD, _ = ops.rms_norm(h_TD, weights.final_norm_D, run.eps, backend=run.backend)
-    return normed_TD @ weights.head_VD.t()
+    states_ND = h_TD if place_N is None else h_TD.index_select(0, place_N)
+    normed_ND, _ = ops.rms_norm(states_ND, weights.final_norm_D, run.eps, backend=run.backend)
+    return normed_ND
 
 
 def decoder_layer(
@@ -157,6 +172,8 @@ def _attend(
     q_TNH, k_TKH, v_TKH, h_TD = _BeforeAttention.apply(  # type: ignore[no-untyped-call]
         branch_TD, residual_TD, layer, run, keep, *layer.qkv.parameters()
     )
+    if run.attention is not None:
+        return run.attention(layer.index, q_TNH, k_TKH, v_TKH).flatten(1), h_TD
     inputs = run.inputs
     a_TNH = ops.packed_attention(
         q_TNH, k_TKH, v_TKH, inputs.cu_seqlens, inputs.max_seqlen, backend=run.backend

@@ -141,6 +141,15 @@ def write_adapter(
     save_file(tensors, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
 
 
+def adapter_settings(folder: Path) -> LoraSettings:
+    """Returns the settings of a PEFT adapter, of which only the configuration is read.
+
+    Raises:
+        ModelError: no adapter, or one with a part that the fast engine does not have.
+    """
+    return _read_settings(folder)
+
+
 def _read_settings(folder: Path) -> LoraSettings:
     file = folder / CONFIG_FILE
     if not file.is_file():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from chulengo.data.batches import IGNORE
+from chulengo.model.fast import FastModel
 
 TARGETS_AT_ONCE = 2048  # x 32,000 pieces x 4 bytes: 262 MB
 
@@ -44,20 +45,24 @@ def supervised_nll(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, int
 
 
 @torch.no_grad()
-def target_nll(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def target_nll(model: nn.Module | FastModel, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what every single target of a batch gives, for scores that keep apart what a batch puts together.
 
     The fp32 copies of the logits are made for `TARGETS_AT_ONCE` targets at a time, since no graph needs them whole.
 
     Args:
-        model: see `supervised_nll`.
-        batch: see `supervised_nll`.
+        model: see `supervised_nll`; or the fast engine's.
+        batch: see `supervised_nll`; on any device.
 
     Returns:
         For each of the K targets, in the order of the batch: its negative log-likelihood in nats (fp32 [K]), whether
         it is the likeliest token (bool [K]), and its row and column in `batch["labels"]` (int64 [K, 2]).
     """
-    logits, targets, columns = _target_logits(model, batch)
+    if isinstance(model, FastModel):
+        return model.target_nll(batch)
+    on_device = {name: value.to(base_model(model).device) if torch.is_tensor(value) else value
+                 for name, value in batch.items()}  # fmt: skip
+    logits, targets, columns = _target_logits(model, on_device)
     places = (targets != IGNORE).nonzero()
     nll, hit = [logits.new_zeros(0, dtype=torch.float32)], [torch.zeros(0, dtype=torch.bool, device=logits.device)]
     for part in torch.split(places, TARGETS_AT_ONCE):

@@ -33,6 +33,7 @@ from chulengo.model.folder import (
     resolve_model,
     weights_hash,
 )
+from chulengo.model.inference import choose_engine, load_to_answer, why_not_fast
 from chulengo.model.load import load_base
 
 DEFAULT_MODEL = "nano"
@@ -43,13 +44,14 @@ class Session:
     """What answers.
 
     Attributes:
-        model: transformers model, or a PeftModel around it, in evaluation mode on its device.
+        model: transformers model, a PeftModel around it, or the fast engine's, in evaluation mode on its device.
         tokenizer: text to ids.
         renderer: conversations to ids.
         model_name: the base as it was given or recorded.
         adapter: the adapter's folder, or None.
         quantization: nf4, fp4, int8 or none.
         context: most tokens of prompt and answer together; None: unlimited.
+        engine: fast or reference.
         notes: what was decided without being asked for; to be shown.
     """
 
@@ -60,6 +62,7 @@ class Session:
     adapter: Path | None
     quantization: str
     context: int | None
+    engine: str
     notes: tuple[str, ...] = ()
 
     @property
@@ -89,6 +92,8 @@ class Session:
         parts.append(f"style {self.renderer.style}")
         if self.context is not None:
             parts.append(f"context {self.context:,} tokens")
+        more = f", {self.model.describe()['weights'].partition(',')[0]} weights" if self.engine == "fast" else ""
+        parts.append(f"engine {self.engine}{more}")
         return " · ".join(parts)
 
 
@@ -96,6 +101,7 @@ def open_session(
     model: str | None, adapter: str | None = None, *, revision: str | None = None,
     rendering: Mapping[str, Any] = MappingProxyType({}), quantization: str | None = None, double_quant: bool = True,
     compute_dtype: str = "auto", device: str = "auto", attention: str = "sdpa", offline: bool = False,
+    engine: str = "auto", weights_policy: str = "auto", adds_adapter: bool = False,
 ) -> Session:
     """Returns base, adapter, tokenizer and renderer, loaded and checked against each other.
 
@@ -111,8 +117,12 @@ def open_session(
         device: see `model.load.load_base`.
         attention: see `model.load.load_base`.
         offline: no network.
+        engine: fast, reference, or auto: fast where it covers what is asked for.
+        weights_policy: of the fast engine, for quantised weights: stream, resident, or auto.
+        adds_adapter: the caller will put a further adapter on the base.
 
     Raises:
+        ConfigError: the fast engine was asked for and does not cover this.
         ModelError: no such model or adapter, or they do not belong together.
         RenderError: the adapter was trained with another rendering than the one asked for.
     """
@@ -132,14 +142,23 @@ def open_session(
     tokenizer = load_tokenizer(folder if folder is not None and _has_tokenizer(folder) else base)
     # before the weights, which take far longer to load
     renderer = _renderer(folder, tokenizer, config, rendering, notes)
-    loaded = load_base(
-        base, quantization=quantization, double_quant=double_quant, compute_dtype=compute_dtype, device=device,
-        attention=attention, name=name, vocab_size=tokenizer.vocab_size,
+    shared: dict[str, Any] = {"quantization": quantization, "compute_dtype": compute_dtype, "device": device}
+    reason = None
+    if engine != "reference":
+        reason = why_not_fast(config, folder, **shared, attention=attention, adds_adapter=adds_adapter)
+    engine, note = choose_engine(engine, reason)
+    notes += [note] if note else []
+    shared |= {"double_quant": double_quant, "name": name, "vocab_size": tokenizer.vocab_size}
+    if engine == "fast":
+        loaded = load_to_answer(base, folder, config, **shared, weights=weights_policy)
+    else:
+        loaded = load_base(base, **shared, attention=attention)
+        if folder is not None:
+            loaded = load_adapter(loaded, folder)
+            _check_adapter(loaded, folder, name)
+    return Session(
+        loaded, tokenizer, renderer, name, folder, quantization, context_tokens(config), engine, tuple(notes)
     )
-    if folder is not None:
-        loaded = load_adapter(loaded, folder)
-        _check_adapter(loaded, folder, name)
-    return Session(loaded, tokenizer, renderer, name, folder, quantization, context_tokens(config), tuple(notes))
 
 
 def adapter_folder(given: str) -> Path:

@@ -277,4 +277,4 @@ def test_a_changed_renderer_is_refused(base: Path, tmp_path: Path, capsys: Captu
     (folder / "tokenizer.model").unlink()
     other = tiny.write_model_folder(tmp_path / "other", num_hidden_layers=1)
     assert generate("--adapter", folder, "--model", other, "--prompt", "a") == 2
-    assert "not made for" in capsys.readouterr().err
+    assert "cannot be put on this model" in capsys.readouterr().err

@@ -7,12 +7,14 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import tiny_models as tiny
 from chulengo.errors import DataError, ModelError
 from chulengo.evaluate.perplexity import perplexity, row_losses, score_batches
+from fast_models import make_fast, make_reference, randomise, reference_factors
 
 
 @dataclass
@@ -174,3 +176,48 @@ def test_the_mode_of_the_model_is_restored(llama: Any) -> None:
         assert llama.training
     finally:
         llama.eval()
+
+
+@pytest.fixture(scope="module")
+def both_engines(family_folder: Any) -> tuple[Any, Any]:
+    """The fast engine's model and transformers', with the same adapter."""
+    folder = family_folder("qwen 3")
+    fast, reference = make_fast(folder), make_reference(folder).eval()
+    randomise(fast.named_parameters(), reference_factors(reference))
+    return fast, reference
+
+
+@pytest.mark.parametrize("schedule", [{"batch_size": 1}, {"batch_size": 8}, {"batch_size": 2, "packed": True}])
+def test_the_fast_engine_gives_every_row_what_the_reference_engine_gives(
+    both_engines: tuple[Any, Any], schedule: dict[str, Any]
+) -> None:
+    fast, reference = both_engines
+    some = rows(20)
+    found = row_losses(fast, some, pad_id=0, max_seq_tokens=100, **schedule)
+    usual = row_losses(reference, some, pad_id=0, batch_size=1)
+    assert np.abs(found.nll - usual.nll).max() > 0  # two computations
+    np.testing.assert_allclose(found.nll, usual.nll, rtol=1e-6)
+    assert found.targets.tolist() == usual.targets.tolist()
+    assert found.hits.tolist() == usual.hits.tolist()
+    assert fast.training is False
+
+
+def test_the_fast_engine_without_dropout_and_in_parts(family_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from chulengo.model import fast as module
+
+    model = make_fast(family_folder("mistral"), lora={"dropout": 0.3})
+    randomise(model.named_parameters())
+    whole = row_losses(model, rows(), pad_id=0)
+    monkeypatch.setattr(module, "TARGETS_AT_ONCE", 7)
+    model.train()
+    parts = row_losses(model, rows(), pad_id=0)
+    np.testing.assert_allclose(parts.nll, whole.nll, rtol=1e-6)
+    assert model.training
+
+
+def test_a_nan_of_the_fast_engine_names_its_row(family_folder: Any) -> None:
+    model = make_fast(family_folder("mistral"))
+    some = rows(3)
+    model.weights.embedding_VD[some[1].ids[0]] = torch.nan
+    with pytest.raises(ModelError, match="f:2"):
+        row_losses(model, some, pad_id=0)

@@ -58,7 +58,7 @@ def agent_and_client(session: Session, client: str) -> tuple[Voice, Voice]:
     """Returns the two sides.
 
     Args:
-        session: base and the agent's adapter, if it has one.
+        session: base and the agent's adapter, if it has one; opened with `adds_adapter` where the client has its own.
         client: `base`, `agent` (the same model as the agent), or an adapter's folder.
 
     Raises:
@@ -70,6 +70,7 @@ def agent_and_client(session: Session, client: str) -> tuple[Voice, Voice]:
         return agent, agent
     if client == BASE:
         return agent, Voice(lambda: session.side("base"), session.renderer, None)
+    assert session.engine == "reference", "a session opened with adds_adapter"
     folder = adapter_folder(client)
     record = load_base_record(folder)
     _check_base(session, record, folder)

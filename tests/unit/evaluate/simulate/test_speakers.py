@@ -29,9 +29,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def opened(folders: dict[str, Path], adapter: str | None) -> Session:
+def opened(folders: dict[str, Path], adapter: str | None, *, adds_adapter: bool = True) -> Session:
     given = None if adapter is None else str(folders[adapter])
-    return open_session(str(folders["base"]), given, device="cpu", quantization="none")
+    return open_session(
+        str(folders["base"]), given, device="cpu", quantization="none", adds_adapter=adds_adapter
+    )
 
 
 def said(voice: Voice) -> list[str]:
@@ -42,13 +44,18 @@ def said(voice: Voice) -> list[str]:
 def alone(folders: dict[str, Path]) -> dict[Any, list[str]]:
     found: dict[Any, list[str]] = {}
     for name in (None, "one", "two"):
-        found[name] = said(agent_and_client(opened(folders, name), "agent")[0])
+        found[name] = said(agent_and_client(opened(folders, name, adds_adapter=False), "agent")[0])
     assert len({tuple(texts) for texts in found.values()}) == 3
     return found
 
 
-def test_the_client_is_the_base(folders: dict[str, Path], alone: dict[Any, list[str]]) -> None:
-    agent, client = agent_and_client(opened(folders, "one"), "base")
+@pytest.mark.parametrize("adds_adapter", [False, True])
+def test_the_client_is_the_base(
+    folders: dict[str, Path], alone: dict[Any, list[str]], adds_adapter: bool
+) -> None:
+    session = opened(folders, "one", adds_adapter=adds_adapter)
+    assert session.engine == ("reference" if adds_adapter else "fast")
+    agent, client = agent_and_client(session, "base")
     assert [said(client), said(agent), said(client)] == [alone[None], alone["one"], alone[None]]
 
 
