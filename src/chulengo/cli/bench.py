@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantization", choices=("nf4", "none"), default="nf4")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--weights", choices=("stream", "resident"), default="stream",
+    parser.add_argument("--weights", choices=("stream", "resident", "stream-fp8", "resident-fp8"), default="stream",
                         help="of the fast engine (default: stream)")
     parser.add_argument("--activations", choices=("keep", "selective", "full", "offload"), default="selective",
                         help="of the fast engine (default: selective); full and offload also turn on gradient "
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         measure = bench.time_fast if engine == "fast" else bench.time_reference
         times[engine] = measure(folder, settings)
         bench.release()
-    bench.check_same_loss(times, settings.dtype)
+    bench.check_same_loss(times, settings)
     shape, limit = read_shape(config), None
     if shape is not None and not arguments.no_limit:
         print("limit: products, head and attention alone", file=sys.stderr)

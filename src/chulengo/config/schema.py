@@ -12,7 +12,7 @@ from typing import Literal
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 Engine = Literal["auto", "fast", "reference"]
-WeightsPolicy = Literal["auto", "stream", "resident"]
+WeightsPolicy = Literal["auto", "stream", "resident", "fp8", "stream-fp8", "resident-fp8"]
 ActivationsPolicy = Literal["auto", "keep", "selective", "full", "offload"]
 EmbeddingsPolicy = Literal["auto", "device", "host"]
 GraphsPolicy = Literal["auto", "always", "never"]  # not on and off, which YAML reads as true and false
@@ -39,7 +39,7 @@ class ModelConfig:
     gpu_memory_limit: str | None = None  # most GPU memory this process may take, such as 8GiB; None: all that is free
     cpu_threads: int | None = None  # threads of products on a CPU; None: PyTorch's choice
     attention: Attention = "sdpa"  # transformers' attention implementation; the fast engine has its own
-    weights_policy: WeightsPolicy = "auto"  # fast engine: matrices written at each use, or kept (auto: where they fit)
+    weights_policy: WeightsPolicy = "auto"  # fast engine: matrices written at each use or kept; in FP8 (auto: never)
     activations_policy: ActivationsPolicy = "auto"  # fast engine: what the backward pass finds (auto: all that fits)
     embeddings_policy: EmbeddingsPolicy = "auto"  # fast engine: where their table is (auto: on the device if it fits)
     graphs: GraphsPolicy = "auto"  # fast engine: steps as CUDA graphs (auto: on a GPU, up to 2,048 tokens, no dropout)

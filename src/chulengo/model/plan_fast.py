@@ -23,7 +23,7 @@ from chulengo.model.plan_memory import (
     Plan,
     TrainingMemory,
 )
-from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
+from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets, num_columns
 
 CONTEXT = "CUDA context"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: code, 8-bit scale of 64, float32 scale of 256 of those
@@ -37,7 +37,7 @@ class Policies:
     """How the fast engine runs a model.
 
     Attributes:
-        weights: stream or resident.
+        weights: stream, resident, stream-fp8 or resident-fp8.
         activations: of each layer: keep, selective, full or offload.
         embeddings: device or host.
         graphs: whether a step is replayed as a CUDA graph.
@@ -47,6 +47,11 @@ class Policies:
     activations: tuple[str, ...]
     embeddings: str = "device"
     graphs: bool = False
+
+    @property
+    def fp8(self) -> bool:
+        """Whether products are in FP8."""
+        return self.weights.endswith("fp8")
 
     def describe(self) -> str:
         """Returns the policies in words."""
@@ -83,14 +88,17 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
     parts = {
         "quantised weights" if settings.quantization == "nf4" else "weights": int(linear * held),
         "embeddings, head, norms": size * (tables + small),
-        "adapter and its copies": trained * (4 + size),
+        "adapter and its copies": trained * (4 + size + (2 if policies.fp8 else 0)),
         "gradients": 4 * trained * (2 if policies.graphs else 1),
         "optimiser states": int(trained * STATES_BYTES[settings.optimizer]),
         "matrices": _matrices(shape, settings, policies, size),
         "kept by the layers": sum(_kept(shape, policy, size) for policy in policies.activations) * tokens,
     }
+    if policies.weights == "resident-fp8":  # they wait in the host's memory
+        parts = {name: value for name, value in parts.items() if "weights" not in name}
+    backward = tokens * _backward(shape, policies.activations, size, settings, fp8=policies.fp8)
     moments = {
-        "layers": {**parts, "one layer's backward": tokens * _backward(shape, policies.activations, size, settings)},
+        "layers": {**parts, "one layer's backward": backward},
         "loss": {**parts, "logits and loss": _loss(shape, tokens, size)},
     }
     for moment in moments.values():
@@ -109,7 +117,16 @@ def _matrices(shape: ModelShape, settings: TrainingMemory, policies: Policies, s
     if policies.weights == "resident":
         return size * shape.num_layers * shape.layer_linear_weights
     groups = (LINEAR_NAMES[:3], LINEAR_NAMES[3:4], LINEAR_NAMES[4:6], LINEAR_NAMES[6:])
-    return size * max(sum(math.prod(shape.linear(name)) for name in group) for group in groups)
+    if not policies.fp8:
+        return size * max(sum(math.prod(shape.linear(name)) for name in group) for group in groups)
+    copies = []  # bytes of both copies of each group, an adapter's columns with them
+    for group in groups:
+        inputs, outputs = shape.linear(group[0])[0], sum(shape.linear(name)[1] for name in group)
+        columns = num_columns(len(group) * settings.rank)
+        copies.append((outputs * (inputs + columns), inputs * (outputs + columns)))
+    if policies.weights == "resident-fp8":
+        return shape.num_layers * sum(map(sum, copies))
+    return max(map(max, copies))
 
 
 def _kept(shape: ModelShape, policy: str, size: int) -> int:
@@ -127,9 +144,13 @@ def _kept(shape: ModelShape, policy: str, size: int) -> int:
     return selective + size * (2 * hidden + wide) if policy == "keep" else selective
 
 
-def _backward(shape: ModelShape, activations: tuple[str, ...], size: int, settings: TrainingMemory) -> int:
+def _backward(
+    shape: ModelShape, activations: tuple[str, ...], size: int, settings: TrainingMemory, *, fp8: bool
+) -> int:
     """Returns the bytes a token of a layer's backward, the largest over the policies in use."""
     hidden, wide = shape.hidden, shape.intermediate
+    # gradients of gate and up are in e4m3 too
+    eighth = 2 * wide if fp8 else 0
     # random numbers in float32, or later their mask and two copies of what is dropped, for the widest input
     dropped = (5 + size) * wide if settings.dropout else 0
     most = 0
@@ -137,8 +158,9 @@ def _backward(shape: ModelShape, activations: tuple[str, ...], size: int, settin
         inner = size * (3 * hidden + 3 * wide + (0 if policy == "keep" else wide))
         if policy in ("full", "offload"):  # the layer's own tensors, made again, and its input
             inner += _kept(shape, "selective", size) + size * (2 * hidden + (2 * hidden if policy == "offload" else 0))
+            inner -= 2 * size * wide  # gradients of gate and up take the place of these
         most = max(most, inner)
-    return most + dropped
+    return most + dropped + eighth
 
 
 def _loss(shape: ModelShape, tokens: int, size: int) -> int:

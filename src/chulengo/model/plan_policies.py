@@ -41,7 +41,7 @@ class Wanted:
     """What the user insists on; `auto` leaves it to the plan.
 
     Attributes:
-        weights: auto, stream or resident.
+        weights: auto, stream, resident, or fp8, stream-fp8, resident-fp8, which are never chosen by themselves.
         activations: auto, keep, selective, full or offload, of all layers.
         embeddings: auto, device or host.
         graphs: auto, always or never.
@@ -164,11 +164,13 @@ def _candidates(shape: ModelShape, settings: TrainingMemory, wanted: Wanted) -> 
             rows = [(weights, kept, "device") for weights in ("resident", "stream") for kept in both]
             rows += [("stream", ("selective",) * n + lean[n:], "device") for n in range(layers - 1, 0, -1)]
         rows += [("stream", lean, "device"), ("stream", lean, last)]
-        if wanted.weights == "resident":
+        if wanted.weights.startswith("resident"):
             rows += [("resident", kept, where) for weights, kept, where in rows if weights == "stream"]
     seen = set()
-    for weights, activations, embeddings in rows:
-        if wanted.weights not in ("auto", weights):
+    eighth = "-fp8" if wanted.weights.endswith("fp8") else ""
+    for name, activations, embeddings in rows:
+        weights = name + eighth
+        if wanted.weights not in ("auto", "fp8", weights):
             continue
         where = embeddings if wanted.embeddings == "auto" else wanted.embeddings
         policies = Policies(weights, activations, where, graphs)
@@ -189,9 +191,11 @@ def _on_cpu(
         keeps = not settings.gradient_checkpointing and needed_bytes(planned("keep")) <= free_bytes
         activations = "keep" if keeps else "full"
     plan, weights = planned(activations), wanted.weights
-    if weights == "auto":
-        matrices = shape.num_layers * shape.layer_linear_weights * DTYPE_BYTES[settings.compute_dtype]
-        weights = "resident" if matrices <= free_bytes - needed_bytes(plan) else "stream"
+    if weights in ("auto", "fp8"):
+        # two copies of one byte, or one in the compute dtype
+        size = 2 if weights == "fp8" else DTYPE_BYTES[settings.compute_dtype]
+        fits = shape.num_layers * shape.layer_linear_weights * size <= free_bytes - needed_bytes(plan)
+        weights = ("resident" if fits else "stream") + ("-fp8" if weights == "fp8" else "")
     embeddings = "device" if wanted.embeddings == "auto" else wanted.embeddings
     policies = Policies(weights, (activations,) * shape.num_layers, embeddings, wanted.graphs == "always")
     return RunPlan(policies, plan)

@@ -24,10 +24,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from chulengo.data.batches import IGNORE
 from chulengo.errors import ChulengoError
+from chulengo.kernels import ops
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape
 from chulengo.model.plan_speed import DeviceRates
 
 FIRST_LOSSES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}  # nats that engines may differ by
+FIRST_LOSS_FP8 = 0.1
 LIMIT_SECONDS = 0.3
 ROUNDS_AT_LEAST = 3
 COPIED_BYTES = 1 << 28  # beyond every cache
@@ -119,14 +121,15 @@ def time_reference(folder: Path, settings: StepSettings) -> StepTimes:
     return _times(loss, [p for p in model.parameters() if p.requires_grad], settings)
 
 
-def check_same_loss(times: Mapping[str, StepTimes], dtype: torch.dtype) -> None:
+def check_same_loss(times: Mapping[str, StepTimes], settings: StepSettings) -> None:
     """Raises `ChulengoError` when the engines do not begin with the same loss."""
     losses = {name: found.first_loss for name, found in times.items()}
-    if max(losses.values()) - min(losses.values()) > FIRST_LOSSES[dtype]:
+    allowed = FIRST_LOSS_FP8 if settings.weights.endswith("fp8") else FIRST_LOSSES[settings.dtype]
+    if max(losses.values()) - min(losses.values()) > allowed:
         said = ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
         raise ChulengoError(
             f"The engines do not compute the same loss before the first update: {said}.",
-            allowed=f"a difference of up to {FIRST_LOSSES[dtype]} nats a token",
+            allowed=f"a difference of up to {allowed} nats a token",
             next_step="report this with the model's config.json: the times would compare different things",
         )
 
@@ -138,17 +141,24 @@ def limit_seconds(shape: ModelShape, settings: StepSettings) -> dict[str, float]
         shape: of the model.
         settings: of the step.
     """
-    device = settings.device
+    device, fp8 = settings.device, settings.weights.endswith("fp8")
     tokens, dtype = settings.batch_size * settings.seq_tokens, settings.dtype
 
-    def both_ways(inputs: int, outputs: int) -> float:
-        x, w, dy = (_noise(size, dtype, device) for size in ((tokens, inputs), (outputs, inputs), (tokens, outputs)))
-        return sustained(lambda: x @ w.t(), device) + sustained(lambda: dy @ w, device)
+    def product(rows: int, features: int, outputs: int, *, eighth: bool) -> float:
+        x, w = _noise((rows, features), dtype, device), _noise((outputs, features), dtype, device)
+        if not eighth:
+            return sustained(lambda: x @ w.t(), device)
+        kernels = ops.implementation("fp8", x)
+        operands = (*kernels.quantize_rows(x), *kernels.quantize_rows(w), dtype)
+        return sustained(lambda: kernels.product(*operands), device)
+
+    def both_ways(inputs: int, outputs: int, *, eighth: bool = False) -> float:
+        return product(tokens, inputs, outputs, eighth=eighth) + product(tokens, outputs, inputs, eighth=eighth)
 
     maps: dict[tuple[int, int], int] = {}
     for name in LINEAR_NAMES:
         maps[shape.linear(name)] = maps.get(shape.linear(name), 0) + 1
-    products = sum(count * both_ways(*sizes) for sizes, count in maps.items()) * shape.num_layers
+    products = sum(count * both_ways(*sizes, eighth=fp8) for sizes, count in maps.items()) * shape.num_layers
     size = (settings.batch_size, shape.num_heads, settings.seq_tokens, shape.head_dim)
     q, k, v = (_noise(size, dtype, device).requires_grad_() for _ in range(3))
     grad = _noise(size, dtype, device)

@@ -83,6 +83,7 @@ def choose_engine(
         ConfigError: `fast` was asked for and does not apply; a dtype or precision that the device does not have.
     """
     place = resolve_device(device)
+    _check_fp8(policies, place)
     compute_dtype, precision = plan["compute_dtype"], plan["precision"]
     if wanted != "reference":
         memory = device_memory(str(place))
@@ -101,6 +102,14 @@ def choose_engine(
         reason = None
     dtype = str(resolve_dtype(compute_dtype, place)).removeprefix("torch.")
     return EngineChoice("reference", reason, dtype, resolve_precision(precision, place))
+
+
+def _check_fp8(policies: Wanted, place: torch.device) -> None:
+    if policies.weights.endswith("fp8") and place.type == "cuda" and torch.cuda.get_device_capability(place) < (8, 9):
+        raise ConfigError(
+            f"model.weights_policy is {policies.weights}; {torch.cuda.get_device_name(place)} has no products in FP8.",
+            allowed="GPUs of compute capability 8.9 and above", next_step="--set model.weights_policy=auto",
+        )
 
 
 def why_not_fast(

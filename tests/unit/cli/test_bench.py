@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,14 @@ def test_engines_that_differ_are_not_timed() -> None:
     def times(loss: float) -> bench.StepTimes:
         return bench.StepTimes((1.0,), loss, None)
 
-    bench.check_same_loss({"fast": times(2.0), "reference": times(2.0005)}, torch.float32)
+    usual = bench.StepSettings(torch.device("cpu"), 1, 16, 4, "nf4", torch.float32, "stream", "keep", 1, 0)
+    eighth = replace(usual, weights="stream-fp8")
+    bench.check_same_loss({"fast": times(2.0), "reference": times(2.0005)}, usual)
+    bench.check_same_loss({"fast": times(2.0), "reference": times(2.01)}, eighth)
     with pytest.raises(ChulengoError, match=r"fast 2\.0"):
-        bench.check_same_loss({"fast": times(2.0), "reference": times(2.01)}, torch.float32)
+        bench.check_same_loss({"fast": times(2.0), "reference": times(2.01)}, usual)
+    with pytest.raises(ChulengoError, match=r"up to 0\.1 nats"):
+        bench.check_same_loss({"fast": times(2.0), "reference": times(2.2)}, eighth)
 
 
 @pytest.mark.parametrize(
