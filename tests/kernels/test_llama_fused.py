@@ -57,7 +57,9 @@ def test_near_the_reference_kernels(folder: Path, dtype: str, lora: dict[str, An
     assert max(wrong.values()) <= most, wrong
 
 
-@pytest.mark.parametrize("lora", [{"form": "folded"}, {"form": "separate"}], ids=["folded", "separate"])
+@pytest.mark.parametrize(
+    "lora", [{"form": "folded"}, {"form": "separate"}, {"dropout": 0.2}], ids=["folded", "separate", "dropout"]
+)
 def test_recomputing_is_keeping(folder: Path, lora: dict[str, Any]) -> None:
     kept = outcome(folder, compute_dtype="bfloat16", backend="fused", lora=lora)
     again = outcome(folder, compute_dtype="bfloat16", backend="fused", lora=lora, activations=["full", "selective"])
@@ -65,11 +67,12 @@ def test_recomputing_is_keeping(folder: Path, lora: dict[str, Any]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("activations", ["keep", "full", "offload"])
-def test_graphs_replay_the_step(folder: Path, activations: str) -> None:
+def test_graphs_replay_the_step(folder: Path, activations: str, dropout: float) -> None:
+    settings = {"device": "cuda", "compute_dtype": "bfloat16", "activations": activations}
     plain, graphed = (
-        make_fast(folder, device="cuda", compute_dtype="bfloat16", activations=activations, graphs=graphs)
-        for graphs in (False, True)
+        make_fast(folder, **settings, graphs=graphs, lora={"dropout": dropout}) for graphs in (False, True)
     )
     batches = [pack_batch(collate_packed([make_rows(3, seed=seed, longest=9)], pad_id=0)) for seed in range(5)]
     for model in (plain, graphed):

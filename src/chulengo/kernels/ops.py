@@ -7,6 +7,7 @@ with the reason; it never hands over to the other one by itself. `describe()` sa
     rms_norm                  y, h = norm(x + residual) * w, x + residual
     rope                      rotary embedding of queries and keys
     swiglu, swiglu_packed     silu(gate) * up
+    dropout                   x / (1 - p) or 0 by a mask that is computed from a seed and a place
     dequantize_nf4            NF4 -> 16 or 32 bits, an adapter folded in on request
     dequantize_nf4_fp8        NF4 -> e4m3, in either of the two layouts that products want
     linear_cross_entropy      summed loss of the supervised tokens, logits in chunks
@@ -38,7 +39,7 @@ from chulengo.kernels.applies import need
 from chulengo.kernels.reference.nf4 import NF4Weight
 
 BACKENDS = ("auto", "fused", "reference")
-OPERATIONS = ("rms_norm", "rope", "swiglu", "nf4", "linear_cross_entropy", "attention", "fp8")
+OPERATIONS = ("rms_norm", "rope", "swiglu", "dropout", "nf4", "linear_cross_entropy", "attention", "fp8")
 
 
 class OpChoice(NamedTuple):
@@ -221,6 +222,22 @@ def swiglu_packed(both_T2I: Tensor, *, backend: str = "auto") -> Tensor:
     module = implementation("swiglu", both_T2I, backend)
     product_TI: Tensor = _SwiGLUPacked.apply(both_T2I, module)  # type: ignore[no-untyped-call]
     return product_TI
+
+
+def dropout(x_TI: Tensor, share: float, seed_1: Tensor, place: int, *, backend: str = "auto") -> Tensor:
+    """Returns x / (1 - share) where it is kept and 0 elsewhere, [T, I]. Not differentiable.
+
+    Its gradient is the same map of the gradient, with the same seed and place; `add_` of the implementation adds it.
+
+    Args:
+        x_TI: float32, bfloat16 or float16.
+        share: of the values that become 0.
+        seed_1: int64 [1] on the device of x.
+        place: of the mask, 0 up to 2**31: every place has a mask of its own.
+        backend: "auto", "fused" or "reference".
+    """
+    y_TI: Tensor = implementation("dropout", x_TI, backend).forward(x_TI, share, seed_1, place)
+    return y_TI
 
 
 def dequantize_nf4(

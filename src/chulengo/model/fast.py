@@ -35,9 +35,10 @@ from chulengo.errors import ConfigError, ModelError
 from chulengo.kernels import ops
 from chulengo.model import llama
 from chulengo.model.decode import FastDecoding, StepMemory
+from chulengo.model.dropout import step_seed
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.folder import read_config
-from chulengo.model.linear_group import LoraForm, Matrices, seed_of
+from chulengo.model.linear_group import LoraForm, Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
 from chulengo.model.load import resolve_device, resolve_dtype
@@ -189,7 +190,8 @@ class FastModel:
             self._check_length(inputs)
             self._refresh(refold)
             inputs = filled(inputs, self.shape.max_seq_tokens)
-            return self._graphs.nll(inputs.to(self.device), self._embedded(inputs)), inputs.num_targets
+            nll = self._graphs.nll(inputs.to(self.device), self._embedded(inputs), self._next_seed())
+            return nll, inputs.num_targets
         run = self._pass(inputs, refold)
         if trains and self._flat is not None:
             self._flat.attach_gradients()
@@ -276,7 +278,7 @@ class FastModel:
         self._flat = FlatFactors(trainable) if trainable else None
         self._matrices.form = form
         self._graphs = self._step_memory = None
-        if self._uses_graphs and self._flat is not None and not settings.dropout:
+        if self._uses_graphs and self._flat is not None:
             self._graphs = StepGraphs(self._flat, self._loss)
         self._forget_matrices()
 
@@ -295,18 +297,22 @@ class FastModel:
     def _pass(self, inputs: PackedInputs, refold: bool, *, dropout: bool = True) -> llama.Pass:
         self._check_length(inputs)
         self._refresh(refold)
-        seed = None
-        if dropout and self.training and self.lora is not None and self.lora.dropout:
-            seed = seed_of(self.dropout_seed, self.micro_step)
-            self.micro_step += 1
-        return self._run(inputs.to(self.device), seed, self._embedded(inputs))
+        seed_1 = self._next_seed() if dropout and self.training else None
+        return self._run(inputs.to(self.device), seed_1, self._embedded(inputs))
+
+    def _next_seed(self) -> Tensor | None:
+        """Returns the number of this micro-step's dropout masks, and counts the step; None without dropout."""
+        if self.lora is None or not self.lora.dropout:
+            return None
+        self.micro_step += 1
+        return step_seed(self.dropout_seed, self.micro_step - 1, self.device)
 
     def _run(
-        self, inputs: PackedInputs, seed: int | None, embedded_TD: Tensor | None,
+        self, inputs: PackedInputs, seed_1: Tensor | None, embedded_TD: Tensor | None,
         attention: llama.Attention | None = None,
     ) -> llama.Pass:
         return llama.Pass(
-            inputs, self._cos_SP, self._sin_SP, self.shape.sizes.head_dim, self.shape.norm_eps, self._matrices, seed,
+            inputs, self._cos_SP, self._sin_SP, self.shape.sizes.head_dim, self.shape.norm_eps, self._matrices, seed_1,
             self._backend, self._host_states if torch.is_grad_enabled() else None, embedded_TD, attention,
         )  # fmt: skip
 
@@ -315,8 +321,8 @@ class FastModel:
         run = self._run(inputs, None, self._embedded(inputs), attention)
         return llama.logits(self.weights, run, self._activations, place_N)
 
-    def _loss(self, inputs: PackedInputs, embedded_TD: Tensor | None) -> Tensor:
-        return llama.summed_nll(self.weights, self._run(inputs, None, embedded_TD), self._activations)
+    def _loss(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
+        return llama.summed_nll(self.weights, self._run(inputs, seed_1, embedded_TD), self._activations)
 
     def _refresh(self, refold: bool) -> None:
         if refold and self.lora is not None:

@@ -25,15 +25,13 @@ of reading their operands; kernels of our own that read each operand once were 1
 
 Products read A and B in the compute dtype, as autocast has it; `refresh` makes those copies once an optimiser step.
 
-Dropout masks are a function of (seed, micro-step, layer, map), so a layer that computes its activations again, and a
-run that resumes, get the same ones, and no random state is kept or put back.
+With dropout every map has an input of its own, made where it is needed and never kept (`model/dropout.py`).
 
 Legend: T tokens, I in features, O out features of all maps of a group together, R rank.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -44,6 +42,7 @@ from chulengo.errors import ConfigError
 from chulengo.kernels import ops
 from chulengo.kernels.reference.fp8 import empty_copies
 from chulengo.kernels.reference.nf4 import NF4Weight
+from chulengo.model.dropout import MaskSeed
 from chulengo.model.fp8_products import FP8_POLICIES, Fp8Adapter, Fp8Group, Fp8Matrices, Rows, column_table, fp8_group
 
 WEIGHT_POLICIES = ("stream", "resident", *FP8_POLICIES)
@@ -118,7 +117,7 @@ class LoraForm:
     dropout: float
     folded: bool
 
-    def drops(self, seed: int | None) -> bool:
+    def drops(self, seed: MaskSeed | None) -> bool:
         """Whether inputs are dropped in a pass with this seed."""
         return bool(self.dropout) and seed is not None
 
@@ -228,7 +227,7 @@ class Matrices:
 
 
 def multiply(
-    x_TI: Tensor | None, group: LinearGroup, matrices: Matrices, seed: int | None, rows: Rows | None = None
+    x_TI: Tensor | None, group: LinearGroup, matrices: Matrices, seed: MaskSeed | None, rows: Rows | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Returns all maps of a group on one input, [T, O], and h = x Aᵀ [T, S] where it was made; outside of autograd.
 
@@ -249,7 +248,7 @@ def multiply(
         return y_TO, None
     h_TS = None if form.drops(seed) else x_TI @ copies.stacked_a_SI.t()
     for index, y_TN, a_RI, b_OR, columns in _adapted(group, copies, torch.split(y_TO, group.widths, dim=1)):
-        h_TR = _dropped(x_TI, form, seed, index) @ a_RI.t() if h_TS is None else h_TS[:, columns]
+        h_TR = _dropped(x_TI, matrices, seed, index) @ a_RI.t() if h_TS is None else h_TS[:, columns]
         y_TN.addmm_(h_TR, b_OR.t(), alpha=form.scale)
     return y_TO, h_TS
 
@@ -260,7 +259,7 @@ def rank_input(group: LinearGroup, matrices: Matrices, rows: Rows | None) -> Ten
 
 
 def rank_gradient(
-    dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None, rows: Rows | None = None
+    dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: MaskSeed | None, rows: Rows | None = None
 ) -> Tensor | None:
     """Returns u = dy B of all adapted maps, [T, S]; None without an adapter, or where each map drops for itself.
 
@@ -283,7 +282,7 @@ def rank_gradient(
 
 
 def input_gradient(
-    dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup, matrices: Matrices, seed: int | None,
+    dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup, matrices: Matrices, seed: MaskSeed | None,
     rows: Rows | None = None,
 ) -> Tensor:
     """Returns dx [T, I]: dy W', or dy W + s d(u A).
@@ -305,13 +304,15 @@ def input_gradient(
     if u_TS is not None:
         return dx_TI.addmm_(u_TS, copies.stacked_a_SI, alpha=form.scale)
     for index, dy_TN, a_RI, b_OR, _ in _adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)):
-        dx_TI += _dropped(form.scale * ((dy_TN @ b_OR) @ a_RI), form, seed, index)
+        assert seed is not None, "u is made for all maps where nothing is dropped"
+        kernel = ops.implementation("dropout", dx_TI, matrices.backend)
+        kernel.add_(dx_TI, (dy_TN @ b_OR) @ a_RI, form.scale, form.dropout, seed.step_1, seed.place(index))
     return dx_TI
 
 
 def factor_gradients(
     x_TI: Tensor, h_TS: Tensor | None, dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup, matrices: Matrices,
-    seed: int | None,
+    seed: MaskSeed | None,
 ) -> list[Tensor]:
     """Returns dA and dB of every adapted map, in the order of `LinearGroup.parameters`.
 
@@ -331,7 +332,7 @@ def factor_gradients(
     members = list(_adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)))
     if u_TS is None:  # every map has an input of its own
         for index, dy_TN, a_RI, b_OR, _ in members:
-            own_TI = _dropped(x_TI, form, seed, index)
+            own_TI = _dropped(x_TI, matrices, seed, index)
             das.append(_product_fp32((dy_TN @ b_OR).t(), own_TI))
             dbs.append(_product_fp32(dy_TN.t(), own_TI @ a_RI.t()))
     else:
@@ -343,18 +344,6 @@ def factor_gradients(
     if form.scale != 1:
         torch._foreach_mul_(gradients, form.scale)
     return gradients
-
-
-def seed_of(*numbers: int) -> int:
-    """Returns a seed for a generator, of (run's seed, micro-step, layer, …): near numbers give unrelated seeds."""
-    text = ",".join(map(str, numbers)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
-
-
-def dropout_mask(shape: torch.Size, dropout: float, seed: int, index: int, device: torch.device) -> Tensor:
-    """Returns which values one map of a group keeps, bool; the same whenever it is asked for."""
-    generator = torch.Generator(device).manual_seed(seed_of(seed, index))
-    return torch.rand(shape, generator=generator, device=device) >= dropout
 
 
 def _empty_copies(group: LinearGroup, dtype: torch.dtype) -> FactorCopies:
@@ -384,11 +373,9 @@ def _product_fp32(left: Tensor, right: Tensor) -> Tensor:
     return (left @ right).float()
 
 
-def _dropped(x_TI: Tensor, form: LoraForm, seed: int | None, index: int) -> Tensor:
-    if not form.dropout or seed is None:
-        return x_TI
-    mask_TI = dropout_mask(x_TI.shape, form.dropout, seed, index, x_TI.device)
-    return torch.where(mask_TI, x_TI * (1 / (1 - form.dropout)), 0)
+def _dropped(x_TI: Tensor, matrices: Matrices, seed: MaskSeed | None, index: int) -> Tensor:
+    assert matrices.form is not None and seed is not None, "asked for only where inputs are dropped"
+    return ops.dropout(x_TI, matrices.form.dropout, seed.step_1, seed.place(index), backend=matrices.backend)
 
 
 def _device(group: LinearGroup) -> torch.device:

@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from chulengo.kernels import ops
+from chulengo.model.dropout import MaskSeed, mask_seed
 from chulengo.model.fp8_products import Rows
 from chulengo.model.linear_group import (
     LinearGroup,
@@ -48,7 +49,6 @@ from chulengo.model.linear_group import (
     multiply,
     rank_gradient,
     rank_input,
-    seed_of,
 )
 from chulengo.model.llama_weights import LlamaLayer, LlamaWeights
 from chulengo.model.offload import HostStates
@@ -71,7 +71,7 @@ class Pass:
         head_size: H.
         eps: of the norms.
         matrices: where weights come from.
-        seed: of the dropout masks of this micro-step; None: no dropout.
+        seed_1: of the dropout masks of this micro-step, int64 [1] on the device; None: no dropout.
         backend: of the kernels.
         host: where the policy `offload` keeps its states; None: no backward will follow.
         embedded_TD: the tokens' embeddings, where the table is on the host; None: it is on the device.
@@ -85,15 +85,15 @@ class Pass:
     head_size: int
     eps: float
     matrices: Matrices
-    seed: int | None
+    seed_1: Tensor | None
     backend: str
     host: HostStates | None = None
     embedded_TD: Tensor | None = None
     attention: Attention | None = None
 
-    def seed_for(self, layer: LlamaLayer, group: int) -> int | None:
-        """Returns the seed of the dropout masks of one group of maps."""
-        return None if self.seed is None else seed_of(self.seed, layer.index, group)
+    def seed_for(self, layer: LlamaLayer, group: int) -> MaskSeed | None:
+        """Returns what the dropout masks of one group of maps are made of."""
+        return None if self.seed_1 is None else mask_seed(self.seed_1, layer.index, group)
 
 
 def summed_nll(weights: LlamaWeights, run: Pass, activations: Sequence[str]) -> Tensor:
@@ -367,7 +367,7 @@ def _norm_heads_backward(norm: Any, dy_TNH: Tensor, x_TNH: Tensor, weight_H: Ten
 
 def _factor_gradients(
     x_TI: Tensor | None, h_TS: Tensor | None, dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup,
-    matrices: Matrices, seed: int | None,
+    matrices: Matrices, seed: MaskSeed | None,
 ) -> list[Tensor]:  # fmt: skip
     """Returns dA and dB of a group, [] when it has none and its input was not kept."""
     return [] if x_TI is None else factor_gradients(x_TI, h_TS, dy_TO, u_TS, group, matrices, seed)

@@ -151,8 +151,8 @@ def _backward(
     hidden, wide = shape.hidden, shape.intermediate
     # gradients of gate and up are in e4m3 too
     eighth = 2 * wide if fp8 else 0
-    # random numbers in float32, or later their mask and two copies of what is dropped, for the widest input
-    dropped = (5 + size) * wide if settings.dropout else 0
+    # one map's own input, or its gradient before it is added: the masks are computed and never stored
+    dropped = size * wide if settings.dropout else 0
     most = 0
     for policy in set(activations):
         inner = size * (3 * hidden + 3 * wide + (0 if policy == "keep" else wide))
