@@ -207,7 +207,7 @@ def test_a_factor_that_no_gradient_reaches_is_named(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ("lora.dora=true", "lora.dora is true"), ("lora.train_head=true", "lora.train_head is true"),
+        ("lora={dora: true, dropout: 0.1}", "lora.dora is true"), ("lora.train_head=true", "lora.train_head is true"),
         ("model.quantization=fp4", "model.quantization is fp4"), ("model.attention=eager", "model.attention is eager"),
     ],
 )  # fmt: skip

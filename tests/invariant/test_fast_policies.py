@@ -48,7 +48,7 @@ def outcome(model: FastModel, batch: Any = BATCH) -> dict[str, Tensor]:
 
 LORAS = [
     pytest.param({"form": "folded"}, id="folded"), pytest.param({"form": "separate"}, id="separate"),
-    pytest.param({"dropout": 0.2}, id="dropout"),
+    pytest.param({"dropout": 0.2}, id="dropout"), pytest.param({"dora": True}, id="dora"),
     pytest.param({"targets": ("down_proj", "k_proj"), "form": "folded"}, id="some maps"),
 ]  # fmt: skip
 

@@ -89,6 +89,9 @@ def main() -> None:
     cases = {
         "nf4": lambda: nf4.dequantize(matrix, torch.bfloat16),
         "nf4 + adapter": lambda: nf4.dequantize(matrix, torch.bfloat16, **adapter),
+        "nf4 + adapter, rows scaled": lambda: nf4.dequantize(
+            matrix, torch.bfloat16, **adapter, row_scale_O=torch.ones(256)
+        ),
         "nf4 to fp8": lambda: nf4.dequantize_fp8(matrix, torch.ones(256), e4m3(256, 4096), transposed=False),
         "nf4 to fp8, transposed": lambda: nf4.dequantize_fp8(
             matrix, torch.ones(4096), e4m3(4096, 256), transposed=True

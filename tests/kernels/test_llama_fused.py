@@ -48,7 +48,7 @@ def outcome(folder: Path, *, lora: dict[str, Any], **settings: Any) -> dict[str,
     return found | {"loss": nll}
 
 
-@pytest.mark.parametrize("lora", [{"form": "folded"}, {"dropout": 0.2}], ids=["folded", "dropout"])
+@pytest.mark.parametrize("lora", [{"form": "folded"}, {"dropout": 0.2}, {"dora": True}], ids=["folded", "dropout", "dora"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_near_the_reference_kernels(folder: Path, dtype: str, lora: dict[str, Any]) -> None:
     usual, found = (outcome(folder, compute_dtype=dtype, backend=b, lora=lora) for b in ("reference", "fused"))
@@ -67,12 +67,12 @@ def test_recomputing_is_keeping(folder: Path, lora: dict[str, Any]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("lora", [{}, {"dropout": 0.2}, {"dora": True}], ids=["folded", "dropout", "dora"])
 @pytest.mark.parametrize("activations", ["keep", "full", "offload"])
-def test_graphs_replay_the_step(folder: Path, activations: str, dropout: float) -> None:
+def test_graphs_replay_the_step(folder: Path, activations: str, lora: dict[str, Any]) -> None:
     settings = {"device": "cuda", "compute_dtype": "bfloat16", "activations": activations}
     plain, graphed = (
-        make_fast(folder, **settings, graphs=graphs, lora={"dropout": dropout}) for graphs in (False, True)
+        make_fast(folder, **settings, graphs=graphs, lora=lora) for graphs in (False, True)
     )
     batches = [pack_batch(collate_packed([make_rows(3, seed=seed, longest=9)], pad_id=0)) for seed in range(5)]
     for model in (plain, graphed):

@@ -247,6 +247,7 @@ def dequantize_nf4(
     lora_a_RI: Tensor | None = None,
     lora_b_OR: Tensor | None = None,
     lora_scale: float = 1.0,
+    row_scale_O: Tensor | None = None,
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -258,12 +259,14 @@ def dequantize_nf4(
         lora_a_RI: [R, I] or None.
         lora_b_OR: [O, R] or None.
         lora_scale: factor of B A.
+        row_scale_O: float32, factors of the rows of the sum; only with an adapter.
         out: contiguous [O, I] of `dtype` to write into: one buffer can serve every weight.
         backend: "auto", "fused" or "reference".
     """
     module = implementation("nf4", weight.packed, backend)
     result: Tensor = module.dequantize(
-        weight, dtype, lora_a_RI=lora_a_RI, lora_b_OR=lora_b_OR, lora_scale=lora_scale, out=out
+        weight, dtype, lora_a_RI=lora_a_RI, lora_b_OR=lora_b_OR, lora_scale=lora_scale, row_scale_O=row_scale_O,
+        out=out,
     )
     return result
 

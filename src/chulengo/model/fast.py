@@ -35,6 +35,7 @@ from chulengo.errors import ConfigError, ModelError
 from chulengo.kernels import ops
 from chulengo.model import llama
 from chulengo.model.decode import FastDecoding, StepMemory
+from chulengo.model.dora import check_norm
 from chulengo.model.dropout import step_seed
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.folder import read_config
@@ -112,7 +113,7 @@ class FastModel:
             dropout: of the adapter's input, while training.
             targets: names of linear maps, or `all-linear`.
             rslora: rank-stabilised scale.
-            dora: not in this engine.
+            dora: a trained magnitude for each row of W + s B A; only folded, so not with dropout.
             train_head: not in this engine.
             train_embeddings: not in this engine.
             seed: of A and of the dropout masks; A is what PEFT makes of the same seed.
@@ -128,6 +129,8 @@ class FastModel:
         lora_form = _lora_form(settings, form, fp8=self._matrices.fp8 is not None)
         attach_fresh(self._groups, settings, seed=seed, device=self.device)
         self.dropout_seed, self.micro_step = seed, 0
+        if settings.dora:
+            self._begin_magnitudes()
         self._adapted(settings, lora_form)
 
     def load_adapter(self, folder: Path, *, trainable: bool = False, form: str = "auto") -> None:
@@ -142,6 +145,8 @@ class FastModel:
             ModelError: no adapter, one of another model, or one with a part that this engine does not have.
         """
         settings = read_adapter(self._groups, folder, device=self.device, trainable=trainable)
+        if trainable and settings.dora and settings.dropout:
+            raise refuse(f"The adapter in {folder} has DoRA with dropout {settings.dropout}.", allowed="dropout 0")
         self._adapted(settings, _lora_form(settings, form, fp8=self._matrices.fp8 is not None))
 
     def save_adapter(self, folder: Path) -> None:
@@ -293,6 +298,18 @@ class FastModel:
         if was_folded or self._matrices.folded:
             self._forget_matrices()
         self._step_memory = None  # its graphs compute the other form
+
+    def _begin_magnitudes(self) -> None:
+        """Gives every magnitude the norm of its row of W, by the operations that will divide by it: g is exactly 1."""
+        self._matrices.form = None
+        self._matrices.release(self._groups)
+        for group in self._groups:
+            if group.rescaled:
+                norms = self._matrices.row_norms(group)
+                for name, pair, norm_O in zip(group.names, group.factors, norms, strict=True):
+                    if pair is not None and pair.magnitude_O is not None:
+                        check_norm(name, norm_O)
+                        pair.magnitude_O.data.copy_(norm_O)
 
     def _pass(self, inputs: PackedInputs, refold: bool, *, dropout: bool = True) -> llama.Pass:
         self._check_length(inputs)
@@ -448,6 +465,15 @@ def _layer_policies(activations: str | Sequence[str], num_layers: int) -> tuple[
 def _lora_form(settings: LoraSettings, form: str, *, fp8: bool) -> LoraForm:
     if form not in FORMS:
         raise ConfigError(f"The adapter's form is {form!r}.", allowed=", ".join(FORMS))
+    if fp8 and settings.dora:
+        raise ConfigError(
+            "Products in FP8 take no adapter with lora.dora.", allowed="lora.dora=false",
+            next_step="--set lora.dora=false, or --set model.weights_policy=auto for products in 16 bits",
+        )
+    if settings.dora:
+        if form == "separate":
+            raise ConfigError("An adapter with DoRA's magnitudes has no separate form.", allowed="folded, auto")
+        return LoraForm(settings.scale, 0.0, folded=True)
     if fp8 and settings.dropout:
         raise ConfigError(
             f"Products in FP8 take no adapter with dropout {settings.dropout}.", allowed="lora.dropout=0",

@@ -100,7 +100,7 @@ def predict_step(
     again = sum(policy in ("full", "offload") for policy in policies.activations) / layers
     linear = layers * shape.layer_linear_weights
     down = shape.linear("down_proj")
-    recomputed = 1 - down[0] * down[1] / shape.layer_linear_weights
+    recomputed = 1 if settings.dora else 1 - down[0] * down[1] / shape.layer_linear_weights
     flops = 2 * tokens * linear * (2 + again * recomputed)
     pairs = tokens * settings.row_tokens / 2 * shape.q_width * layers
     targets = linear_targets(settings.targets) or LINEAR_NAMES
@@ -108,6 +108,8 @@ def predict_step(
     # written at every use; or, folded, once an optimiser step; an adapter beside kept copies costs next to nothing
     once = 0.0 if policies.fp8 else 1 / settings.gradient_accumulation
     uses = (2 + again * recomputed) if policies.weights.startswith("stream") else once
+    if settings.dora:  # once an optimiser step every matrix is written for the norms of its rows
+        uses += 1 / settings.gradient_accumulation
     size = DTYPE_BYTES[settings.compute_dtype]
     written = 1.5 / FP8_DEQUANTISE_SHARE if policies.fp8 else (0.5 + size) / DEQUANTISE_SHARE
     parts = {

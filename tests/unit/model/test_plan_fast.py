@@ -185,6 +185,24 @@ def test_dropout_takes_memory() -> None:
     assert peaks[1] - peaks[0] == 8192 * 11008 * 2  # by count, see `linear_group._dropped`
 
 
+def test_dora_takes_memory_and_time() -> None:
+    shape, targets = shape_of("7b"), 32 * (4 * 4096 + 2 * 11008 + 4096)
+    for policy, kept in (("keep", 4), ("selective", 4), ("full", 0)):
+        policies = Policies("stream", (policy,) * 32)
+        plain, dora = (predict_fast(shape, TrainingMemory(4, 2048, rank=16, dora=x), policies) for x in (False, True))
+        parts = {name: size - plain.parts[name] for name, size in dora.parts.items()}
+        assert parts["kept by the layers"] == 32 * 8192 * 4096 * 2 * kept  # q, k, o and down, by count
+        assert dora.num_trainable - plain.num_trainable == targets
+        # m with its gradient and states; its copy, g, and a second B in 16 bits
+        assert parts["adapter and its copies"] == targets * (4 + 2) + targets * (8 + 2 * 16)
+        assert dora.peak_bytes > plain.peak_bytes
+        slower = [
+            predict_step(shape, TrainingMemory(4, 2048, dora=x, gradient_accumulation=2), policies, H200).seconds
+            for x in (False, True)
+        ]  # fmt: skip
+        assert 1.005 < slower[1] / slower[0] < 1.2
+
+
 def test_a_tied_table_stays_on_the_device() -> None:
     shape = read_shape(config_of("7b") | {"tie_word_embeddings": True})
     assert shape is not None
