@@ -8,6 +8,7 @@ with the reason; it never hands over to the other one by itself. `describe()` sa
     rope                      rotary embedding of queries and keys
     swiglu, swiglu_packed     silu(gate) * up
     dropout                   x / (1 - p) or 0 by a mask that is computed from a seed and a place
+    column_dot                dot products of two matrices' columns: the gradient of DoRA's magnitudes
     dequantize_nf4            NF4 -> 16 or 32 bits, an adapter folded in on request
     dequantize_nf4_fp8        NF4 -> e4m3, in either of the two layouts that products want
     linear_cross_entropy      summed loss of the supervised tokens, logits in chunks
@@ -39,7 +40,7 @@ from chulengo.kernels.applies import need
 from chulengo.kernels.reference.nf4 import NF4Weight
 
 BACKENDS = ("auto", "fused", "reference")
-OPERATIONS = ("rms_norm", "rope", "swiglu", "dropout", "nf4", "linear_cross_entropy", "attention", "fp8")
+OPERATIONS = ("rms_norm", "rope", "swiglu", "dropout", "column_dot", "nf4", "linear_cross_entropy", "attention", "fp8")
 
 
 class OpChoice(NamedTuple):
@@ -238,6 +239,19 @@ def dropout(x_TI: Tensor, share: float, seed_1: Tensor, place: int, *, backend: 
     """
     y_TI: Tensor = implementation("dropout", x_TI, backend).forward(x_TI, share, seed_1, place)
     return y_TI
+
+
+def column_dot(x_TO: Tensor, y_TO: Tensor, bias_O: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """Returns the sum over tokens of x * (y - bias), float32 [O]. Not differentiable.
+
+    Args:
+        x_TO: float32, bfloat16 or float16.
+        y_TO: likewise.
+        bias_O: taken off y; None: nothing is.
+        backend: "auto", "fused" or "reference".
+    """
+    dot_O: Tensor = implementation("column_dot", x_TO, backend).forward(x_TO, y_TO, bias_O)
+    return dot_O
 
 
 def dequantize_nf4(

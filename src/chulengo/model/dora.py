@@ -29,8 +29,6 @@ from torch import Tensor
 
 from chulengo.errors import ModelError
 
-CHUNK_VALUES = 1 << 22  # of an output, in float32 at once: 16 MiB twice
-
 
 @dataclass(slots=True, eq=False)
 class Rescaling:
@@ -72,20 +70,3 @@ def check_norm(name: str, norm_O: Tensor) -> None:
             f"{name} has a row of zeros, which lora.dora would divide by.",
             next_step="leave it out of lora.targets, or lora.dora=false",
         )
-
-
-def magnitude_gradient(dy_TO: Tensor, y_TO: Tensor, bias_O: Tensor | None, magnitude_O: Tensor) -> Tensor:
-    """Returns dm, float32 [O].
-
-    Args:
-        dy_TO: gradient of the map's output.
-        y_TO: the output, bias included.
-        bias_O: of the map.
-        magnitude_O: m, float32.
-    """
-    total_O = torch.zeros_like(magnitude_O)
-    rows = max(1, CHUNK_VALUES // len(total_O))
-    for dy, y in zip(dy_TO.split(rows), y_TO.split(rows), strict=True):
-        product = y.float() if bias_O is None else y.float() - bias_O.float()
-        total_O += (product * dy).sum(0)
-    return total_O / magnitude_O

@@ -43,7 +43,7 @@ from chulengo.errors import ConfigError
 from chulengo.kernels import ops
 from chulengo.kernels.reference.fp8 import empty_copies
 from chulengo.kernels.reference.nf4 import NF4Weight
-from chulengo.model.dora import Rescaling, empty_rescaling, magnitude_gradient, row_norms
+from chulengo.model.dora import Rescaling, empty_rescaling, row_norms
 from chulengo.model.dropout import MaskSeed
 from chulengo.model.fp8_products import FP8_POLICIES, Fp8Adapter, Fp8Group, Fp8Matrices, Rows, column_table, fp8_group
 
@@ -384,7 +384,7 @@ def factor_gradients(
     gradients = [gradient for pair in zip(das, dbs, strict=True) for gradient in pair]
     if form.scale != 1:
         torch._foreach_mul_(gradients, form.scale)
-    return _with_magnitudes(gradients, dy_TO, y_TO, group, copies) if group.rescaled else gradients
+    return _with_magnitudes(gradients, dy_TO, y_TO, group, matrices.backend) if group.rescaled else gradients
 
 
 def _empty_copies(group: LinearGroup, dtype: torch.dtype) -> FactorCopies:
@@ -403,10 +403,11 @@ def _empty_copies(group: LinearGroup, dtype: torch.dtype) -> FactorCopies:
 
 
 def _with_magnitudes(
-    gradients: list[Tensor], dy_TO: Tensor, y_TO: Tensor | None, group: LinearGroup, copies: FactorCopies
+    gradients: list[Tensor], dy_TO: Tensor, y_TO: Tensor | None, group: LinearGroup, backend: str
 ) -> list[Tensor]:
     """Returns dA, dB (now of scaled rows) and dm of every adapted map."""
-    assert y_TO is not None, "the layers keep the output of rescaled maps"
+    copies = group.copies
+    assert y_TO is not None and copies is not None, "the layers keep the output of rescaled maps"
     biases = [None] * len(group.widths) if group.bias_O is None else torch.split(group.bias_O, group.widths)
     values = zip(*(torch.split(each_TO, group.widths, dim=1) for each_TO in (dy_TO, y_TO)), biases, strict=True)
     complete = []
@@ -417,7 +418,8 @@ def _with_magnitudes(
         complete += [da_RI, db_OR]
         if rescaling is not None:
             db_OR *= rescaling.scale_O[:, None]
-            complete.append(magnitude_gradient(dy_TN, y_TN, bias_O, rescaling.magnitude_O))
+            dot_O = ops.column_dot(dy_TN, y_TN, bias_O, backend=backend)
+            complete.append(dot_O / rescaling.magnitude_O)
     return complete
 
 
