@@ -48,7 +48,7 @@ def outcome(folder: Path, *, lora: dict[str, Any], **settings: Any) -> dict[str,
     return found | {"loss": nll}
 
 
-@pytest.mark.parametrize("lora", [{"form": "folded"}, {"dropout": 0.2}, {"dora": True}], ids=["folded", "dropout", "dora"])
+@pytest.mark.parametrize("lora", [{}, {"dropout": 0.2}, {"dora": True}], ids=["folded", "dropout", "dora"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_near_the_reference_kernels(folder: Path, dtype: str, lora: dict[str, Any]) -> None:
     usual, found = (outcome(folder, compute_dtype=dtype, backend=b, lora=lora) for b in ("reference", "fused"))

@@ -5,7 +5,7 @@
 m begins as the norm of W, so that g is 1 and nothing changes. The gradient takes n for a constant (section 4.3 of the
 paper, and PEFT), so g V is LoRA with rows scaled by numbers that are known before the product:
 
-    dx = dy (g V)        dB = s g dyᵀ (x Aᵀ)        dA = s (dy (g B))ᵀ x        dm = sum over tokens of dy (y - bias) / m
+    dx = dy (g V)      dB = s g dyᵀ (x Aᵀ)      dA = s (dy (g B))ᵀ x      dm = sum over tokens of dy (y - bias) / m
 
 It therefore folds as LoRA does: W' = g V is written by the kernel that writes the matrix, rounded once; forward and dx
 stay bare products, dA takes g B in place of B. What it costs: n once an optimiser step, which writes every matrix once

@@ -407,7 +407,8 @@ def _with_magnitudes(
 ) -> list[Tensor]:
     """Returns dA, dB (now of scaled rows) and dm of every adapted map."""
     copies = group.copies
-    assert y_TO is not None and copies is not None, "the layers keep the output of rescaled maps"
+    assert copies is not None, "made by `Matrices.refresh`"
+    assert y_TO is not None, "the layers keep the output of rescaled maps"
     biases = [None] * len(group.widths) if group.bias_O is None else torch.split(group.bias_O, group.widths)
     values = zip(*(torch.split(each_TO, group.widths, dim=1) for each_TO in (dy_TO, y_TO)), biases, strict=True)
     complete = []
@@ -442,8 +443,10 @@ def _product_fp32(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _dropped(x_TI: Tensor, matrices: Matrices, seed: MaskSeed | None, index: int) -> Tensor:
-    assert matrices.form is not None and seed is not None, "asked for only where inputs are dropped"
-    return ops.dropout(x_TI, matrices.form.dropout, seed.step_1, seed.place(index), backend=matrices.backend)
+    form = matrices.form
+    assert form is not None, "asked for only where there is an adapter"
+    assert seed is not None, "and where its inputs are dropped"
+    return ops.dropout(x_TI, form.dropout, seed.step_1, seed.place(index), backend=matrices.backend)
 
 
 def _device(group: LinearGroup) -> torch.device:

@@ -17,7 +17,7 @@ to be an argument of some operation. Three policies, layer by layer:
                 layer needs, is not
     offload     as full, and h waits in the host's memory (`model.offload`)
 
-Maps with DoRA's magnitudes have their outputs kept too, by all but the last two.
+Under the first two, maps with DoRA's magnitudes have their outputs kept as well (q and k before their turn).
 
 For Llama 2 7B in bf16, with attention's share: 130, 92, 8 and 0 KB a token and layer. All give the same gradients
 bit for bit, since what is computed again is computed by the same operations from the same numbers. `torch.utils.

@@ -140,8 +140,8 @@ def write_adapter(
     with quiet_libraries():
         config = peft.LoraConfig(
             r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, use_rslora=settings.rslora,
-            use_dora=settings.dora, target_modules=sorted(settings.targets), bias="none", task_type="CAUSAL_LM", inference_mode=True,
-            base_model_name_or_path=base_name,
+            use_dora=settings.dora, target_modules=sorted(settings.targets), bias="none", task_type="CAUSAL_LM",
+            inference_mode=True, base_model_name_or_path=base_name,
         )  # fmt: skip
         config.target_modules = sorted(settings.targets)  # PEFT makes a set of it, whose order changes
         config.save_pretrained(str(folder))

@@ -93,7 +93,7 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
         "gradients": 4 * trained * (2 if policies.graphs else 1),
         "optimiser states": int(trained * STATES_BYTES[settings.optimizer]),
         "matrices": _matrices(shape, settings, policies, size),
-        "kept by the layers": sum(_kept(shape, policy, size, settings.dora) for policy in policies.activations) * tokens,
+        "kept by the layers": sum(_kept(shape, each, size, settings.dora) for each in policies.activations) * tokens,
     }
     if policies.weights == "resident-fp8":  # they wait in the host's memory
         parts = {name: value for name, value in parts.items() if "weights" not in name}

@@ -275,7 +275,8 @@ def test_a_parameter_with_zero_gradients_is_named_after_warmup(llama: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("batching", "lora"), [("group_by_length", {"dropout": 0.2}), ("packed", {"dropout": 0.2}), ("packed", {"dora": True})]
+    ("batching", "lora"),
+    [("group_by_length", {"dropout": 0.2}), ("packed", {"dropout": 0.2}), ("packed", {"dora": True})],
 )
 def test_resume_is_bit_equal_to_going_straight(
     llama: Path, engine: str, tmp_path: Path, batching: str, lora: dict[str, Any]

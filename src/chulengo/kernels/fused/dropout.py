@@ -62,7 +62,8 @@ def _launch(x_TI, sum_TI, factor, dropout, seed_1, place, *, add):
         # one rounding of a product and one of a sum, as plain PyTorch has them: no fused multiply-add
         _drop[(num_rows, triton.cdiv(eighth, BLOCK_E))](
             x_TI, sum_TI, seed_1, place, threshold(dropout), factor / (1 - dropout), num_features, eighth,
-            x_TI.stride(0), sum_TI.stride(0), ROUNDS=ROUNDS, ADD=add, BLOCK_E=BLOCK_E, num_warps=1, enable_fp_fusion=False,
+            x_TI.stride(0), sum_TI.stride(0), ROUNDS=ROUNDS, ADD=add, BLOCK_E=BLOCK_E, num_warps=1,
+            enable_fp_fusion=False,
         )  # fmt: skip
 
 

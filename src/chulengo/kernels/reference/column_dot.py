@@ -38,7 +38,7 @@ def forward(x_TO: Tensor, y_TO: Tensor, bias_O: Tensor | None = None) -> Tensor:
     check(x_TO, y_TO, bias_O)
     total_O = torch.zeros(x_TO.shape[1], dtype=torch.float32, device=x_TO.device)
     rows = max(1, CHUNK_VALUES // max(1, len(total_O)))
-    for x, y in zip(x_TO.split(rows), y_TO.split(rows), strict=True):
+    for x, y in zip(torch.split(x_TO, rows), torch.split(y_TO, rows), strict=True):
         product = y.float() if bias_O is None else y.float() - bias_O.float()
         total_O += (product * x).sum(0)
     return total_O

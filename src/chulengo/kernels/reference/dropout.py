@@ -87,10 +87,12 @@ def mask(num_rows: int, num_features: int, dropout: float, seed_1: Tensor, place
     rest = torch.full((1, 1), place, device=device), torch.zeros((1, 1), dtype=torch.int64, device=device)
     kept_TI = torch.empty((num_rows, num_features), dtype=torch.bool, device=device)
     first = threshold(dropout)
-    for row_T, part_TI in zip(*_chunks(torch.arange(num_rows, device=device), kept_TI, eighth), strict=True):
-        words = philox(seed_1, (column_1E, row_T[:, None], *rest), ROUNDS)
+    rows = max(1, CHUNK // max(eighth, 1)) if device.type == "cpu" else max(1, num_rows)
+    for start in range(0, num_rows, rows):
+        row_T1 = torch.arange(start, min(start + rows, num_rows), device=device)[:, None]
+        words = philox(seed_1, (column_1E, row_T1, *rest), ROUNDS)
         halves = [half for word in words for half in (word & (LEVELS - 1), word >> 16)]
-        part_TI.copy_(torch.cat(halves, dim=1)[:, :num_features] >= first)
+        kept_TI[start : start + rows] = torch.cat(halves, dim=1)[:, :num_features] >= first
     return kept_TI
 
 
@@ -104,7 +106,7 @@ def forward(x_TI: Tensor, dropout: float, seed_1: Tensor, place: int) -> Tensor:
         place: of the map in the model, 0 up to 2**31.
     """
     check(x_TI, seed_1, dropout)
-    kept_TI = mask(*x_TI.shape, dropout, seed_1, place)
+    kept_TI = mask(x_TI.shape[0], x_TI.shape[1], dropout, seed_1, place)
     return torch.where(kept_TI, x_TI * (1 / (1 - dropout)), 0)
 
 
@@ -121,12 +123,6 @@ def add_(sum_TI: Tensor, x_TI: Tensor, factor: float, dropout: float, seed_1: Te
     """
     check(x_TI, seed_1, dropout)
     need_same("the sum", sum_TI, "x", x_TI)
-    kept_TI = mask(*x_TI.shape, dropout, seed_1, place)
+    kept_TI = mask(x_TI.shape[0], x_TI.shape[1], dropout, seed_1, place)
     scaled_TI = torch.where(kept_TI, x_TI.float() * (factor / (1 - dropout)), 0)
     sum_TI.copy_(sum_TI.float() + scaled_TI)
-
-
-def _chunks(row_T: Tensor, kept_TI: Tensor, eighth: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Returns rows, and their parts of the mask, in pieces of some `CHUNK` counters."""
-    rows = max(1, CHUNK // max(eighth, 1)) if row_T.device.type == "cpu" else max(1, len(row_T))
-    return row_T.split(rows), kept_TI.split(rows)
