@@ -39,6 +39,7 @@ def test_logits_loss_and_every_gradient(family_folder: Any, family: str) -> None
         ({"targets": ("q_proj", "v_proj"), "rslora": True}, {}), ({"targets": ("down_proj",)}, {}),
         ({"targets": ("k_proj", "up_proj"), "rank": 1}, {"weights": "resident"}),
         ({"targets": ("o_proj", "gate_proj")}, {"quantization": "none"}), ({"alpha": 3.0}, {"activations": "full"}),
+        ({"targets": ("gate_proj",)}, {"activations": "full"}),  # gate's output is needed beside its gradient
         ({}, {"quantization": "none", "weights": "resident", "activations": "selective"}),
     ],
 )  # fmt: skip
@@ -89,11 +90,13 @@ def test_an_adapter_of_peft_is_trained_further(family_folder: Any, tmp_path: Pat
         assert torch.equal(value, load_file(tmp_path / "again" / "adapter_model.safetensors")[name])
 
 
-def test_with_dropout_it_is_the_reference_engines(family_folder: Any, tmp_path: Path) -> None:
+def test_not_with_dropout_and_not_in_fp8(family_folder: Any, tmp_path: Path) -> None:
     folder = family_folder("qwen 2")
     with pytest.raises(ConfigError, match="together") as caught:
         make_fast(folder, lora=DORA | {"dropout": 0.1})
     assert caught.value.next_step == "--set model.engine=reference"
+    with pytest.raises(ConfigError, match="FP8 take no adapter with"):
+        make_fast(folder, weights="stream-fp8", compute_dtype="bfloat16", lora=DORA)
     reference = attach_lora(load_base(folder, device="cpu"), rank=4, alpha=8.0, dropout=0.1, **DORA)
     randomise(reference_factors(reference))
     save_adapter(reference, tmp_path)
