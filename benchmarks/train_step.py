@@ -122,7 +122,9 @@ def model_of(arguments: argparse.Namespace, device: torch.device, shape: LlamaSh
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         model = random_model(shape, device, weights=arguments.weights, activations=activations, dtype=dtype,
                              host_embeddings=arguments.host_embeddings, graphs=arguments.graphs)  # fmt: skip
-    model.attach_lora(rank=arguments.rank, alpha=arguments.rank, dropout=arguments.dropout, form=arguments.form)
+    model.attach_lora(
+        rank=arguments.rank, alpha=arguments.rank, dropout=arguments.dropout, dora=arguments.dora, form=arguments.form
+    )
     model.train()
     return model
 
@@ -152,8 +154,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "engine": "fast", "shape": arguments.shape, "layers": shape.sizes.num_layers, "batch": arguments.batch,
         "seq": arguments.seq, "rank": arguments.rank, "weights": arguments.weights,
         "activations": arguments.activations, "first": arguments.first, "form": arguments.form,
-        "host_embeddings": arguments.host_embeddings, "dropout": arguments.dropout, "graphs": arguments.graphs,
-        "optimizer": arguments.optimizer, "supervised": arguments.supervised,
+        "host_embeddings": arguments.host_embeddings, "dropout": arguments.dropout, "dora": arguments.dora,
+        "graphs": arguments.graphs, "optimizer": arguments.optimizer, "supervised": arguments.supervised,
         **timed(step, arguments, reset_after=1 if arguments.graphs else arguments.warm),
     }  # fmt: skip
     if arguments.profile:
@@ -223,6 +225,7 @@ def main() -> None:
     parser.add_argument("--seq", type=int, default=2048)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--dora", action="store_true")
     parser.add_argument("--form", default="auto")
     parser.add_argument("--weights", default="stream")
     parser.add_argument("--activations", default="keep")

@@ -76,6 +76,8 @@ def make_fast(folder: Path, *, lora: dict[str, Any] | None = None, **settings: A
 def reference_factors(reference: Any) -> dict[str, Tensor]:
     """Returns the reference's trainable tensors under the names of PEFT's files."""
     named = reference.named_parameters()
+    # PEFT's files name a magnitude without the module that holds it
+    named = ((name.replace("magnitude_vector.default.weight", "magnitude_vector"), value) for name, value in named)
     return {name.replace(".default", ""): value for name, value in named if value.requires_grad}
 
 
@@ -85,7 +87,10 @@ def randomise(*models: dict[str, Tensor], size: float = 0.05, seed: int = 0) -> 
         for number, name in enumerate(sorted(models[0])):
             noise = torch.randn(models[0][name].shape, generator=torch.Generator().manual_seed(seed + number)) * size
             for model in models:
-                model[name].copy_(noise)
+                if name.endswith("magnitude_vector"):  # near the norm that it begins as
+                    model[name].mul_(1 + 4 * noise)
+                else:
+                    model[name].copy_(noise)
 
 
 def distance(value: Tensor, exact: Tensor) -> float:

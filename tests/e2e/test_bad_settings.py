@@ -170,8 +170,8 @@ def test_a_report_without_its_package_is_found_before_anything_is_read(train: li
 
 
 def test_an_engine_that_does_not_cover_the_run(train: list[str], capsys: Capture) -> None:
-    words = ["--engine", "fast", "--set", "lora.dora=true"]
+    words = ["--engine", "fast", "--set", "lora.dora=true", "--set", "lora.dropout=0.1"]
     for more in ([], ["--dry-run"]):
         said = refused(capsys, *train, *words, *more, unmade=Path("out"))
-        assert "model.engine is fast, which does not cover this run. lora.dora is true" in said
+        assert "model.engine is fast, which does not cover this run. lora.dora is true with lora.dropout 0.1" in said
         assert "--set model.engine=reference" in said

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from chulengo.data.batches import collate_packed, collate_padded
 from chulengo.errors import ConfigError
-from chulengo.model import linear_group, llama
+from chulengo.kernels.reference.dropout import mask
+from chulengo.model import llama
+from chulengo.model.dropout import MaskSeed, mask_seed, step_seed
 from chulengo.model.fast import FastModel
-from chulengo.model.linear_group import dropout_mask, seed_of
 from chulengo.model.loss import supervised_nll
 from chulengo.model.packed_inputs import PackedInputs, pack_batch
 from chulengo.model.step_graph import filled
@@ -47,7 +48,7 @@ def outcome(model: FastModel, batch: Any = BATCH) -> dict[str, Tensor]:
 
 LORAS = [
     pytest.param({"form": "folded"}, id="folded"), pytest.param({"form": "separate"}, id="separate"),
-    pytest.param({"dropout": 0.2}, id="dropout"),
+    pytest.param({"dropout": 0.2}, id="dropout"), pytest.param({"dora": True}, id="dora"),
     pytest.param({"targets": ("down_proj", "k_proj"), "form": "folded"}, id="some maps"),
 ]  # fmt: skip
 
@@ -193,14 +194,14 @@ def test_accumulated_is_whole(family_folder: Any) -> None:
 class MaskOf(nn.Module):
     """PEFT's dropout of one map, with the mask that the fast engine takes."""
 
-    def __init__(self, dropout: float, seed: int, index: int) -> None:
+    def __init__(self, dropout: float, seed: MaskSeed, index: int) -> None:
         super().__init__()
         self.dropout, self.seed, self.index = dropout, seed, index
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        mask = dropout_mask(flat.shape, self.dropout, self.seed, self.index, x.device)
-        return (flat * mask / (1 - self.dropout)).view(x.shape)
+        kept = mask(*flat.shape, self.dropout, self.seed.step_1, self.seed.place(self.index))
+        return (flat * kept / (1 - self.dropout)).view(x.shape)
 
 
 def test_dropout_is_that_of_peft_with_the_same_masks(family_folder: Any) -> None:
@@ -208,13 +209,13 @@ def test_dropout_is_that_of_peft_with_the_same_masks(family_folder: Any) -> None
     model, reference = model_of(path, lora=lora), make_reference(path, **lora)
     factors = reference_factors(reference)
     randomise(factors)
-    step = seed_of(model.dropout_seed, model.micro_step)
+    step_1 = step_seed(model.dropout_seed, model.micro_step, model.device)
     modules = dict(reference.named_modules())
     for layer in model.weights.layers:
         for place, group in enumerate(layer.groups):
             for index, name in enumerate(group.names):
-                mask = MaskOf(0.3, seed_of(step, layer.index, place), index)
-                modules[f"base_model.model.{name}"].lora_dropout["default"] = mask
+                drops = MaskOf(0.3, mask_seed(step_1, layer.index, place), index)
+                modules[f"base_model.model.{name}"].lora_dropout["default"] = drops
     reference.train()
     batch = collate_padded([max(ROWS, key=lambda row: len(row.ids))], pad_id=0)
     exact, _ = supervised_nll(reference, batch)
@@ -222,10 +223,7 @@ def test_dropout_is_that_of_peft_with_the_same_masks(family_folder: Any) -> None
     close(outcome(model, batch), {name: value.grad for name, value in factors.items()} | {"loss": exact.detach()})
 
 
-def test_masks(family_folder: Any) -> None:
-    mask = dropout_mask(torch.Size([400, 100]), 0.2, 5, 0, torch.device("cpu"))
-    assert float(mask.float().mean()) == pytest.approx(0.8, abs=0.01)
-    assert not torch.equal(mask, dropout_mask(mask.shape, 0.2, 5, 1, mask.device))
+def test_masks_of_steps(family_folder: Any) -> None:
     model = model_of(family_folder("qwen 2"), lora={"dropout": 0.2})
     first, second = model.nll(BATCH)[0], model.nll(BATCH)[0]
     assert not torch.equal(first, second)
@@ -236,4 +234,16 @@ def test_masks(family_folder: Any) -> None:
     without = model_of(family_folder("qwen 2"), lora={"form": "separate"})
     assert torch.equal(model.nll(BATCH)[0], without.nll(BATCH)[0])
     assert LORA["seed"] == model.dropout_seed
-    assert linear_group.seed_of(1, 2) != linear_group.seed_of(1, 3)
+
+
+def test_every_map_has_a_place_of_its_own(family_folder: Any) -> None:
+    model = model_of(family_folder("qwen 2"))
+    step_1 = step_seed(0, 0, model.device)
+    places = [
+        mask_seed(step_1, layer.index, number).place(index)
+        for layer in model.weights.layers for number, group in enumerate(layer.groups)
+        for index in range(len(group.names))
+    ]  # fmt: skip
+    assert len(set(places)) == len(places) == 4 * 7
+    numbers = [int(step_seed(seed, step, model.device)) for seed in range(30) for step in range(30)]
+    assert len(set(numbers)) == 900

@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from chulengo.kernels.fused import fp8, launch, nf4, rms_norm, rope, swiglu
+from chulengo.kernels.fused import column_dot, dropout, fp8, launch, nf4, rms_norm, rope, swiglu
 from chulengo.kernels.fused import linear_cross_entropy as loss
 from chulengo.kernels.reference.nf4 import NF4Weight
 
@@ -89,6 +89,9 @@ def main() -> None:
     cases = {
         "nf4": lambda: nf4.dequantize(matrix, torch.bfloat16),
         "nf4 + adapter": lambda: nf4.dequantize(matrix, torch.bfloat16, **adapter),
+        "nf4 + adapter, rows scaled": lambda: nf4.dequantize(
+            matrix, torch.bfloat16, **adapter, row_scale_O=torch.ones(256)
+        ),
         "nf4 to fp8": lambda: nf4.dequantize_fp8(matrix, torch.ones(256), e4m3(256, 4096), transposed=False),
         "nf4 to fp8, transposed": lambda: nf4.dequantize_fp8(
             matrix, torch.ones(4096), e4m3(4096, 256), transposed=True
@@ -97,6 +100,9 @@ def main() -> None:
         "rms_norm backward": lambda: rms_norm.backward(x, x, x, row, torch.empty(64), weight_gradient=True),
         "swiglu": lambda: swiglu.forward(gate, up),
         "swiglu backward": lambda: swiglu.backward(bf16(64, 11008), gate, up, dgate_TI=gate, dup_TI=up),
+        "dropout": lambda: dropout.forward(x, 0.1, torch.zeros(1, dtype=torch.int64), 5),
+        "dropout of a gradient": lambda: dropout.add_(x, x, 2.0, 0.1, torch.zeros(1, dtype=torch.int64), 5),
+        "dot of columns": lambda: column_dot.forward(gate, up, bf16(11008)),
         "rope": lambda: rope.forward(bf16(64, 32, 128), bf16(64, 8, 128), *tables),
         "loss": lambda: loss.nll_and_gradient_(bf16(64, 32000), torch.zeros(64, dtype=torch.int64)),
         "fp8 rows": lambda: fp8.quantize_rows(x),

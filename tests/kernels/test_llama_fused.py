@@ -48,7 +48,7 @@ def outcome(folder: Path, *, lora: dict[str, Any], **settings: Any) -> dict[str,
     return found | {"loss": nll}
 
 
-@pytest.mark.parametrize("lora", [{"form": "folded"}, {"dropout": 0.2}], ids=["folded", "dropout"])
+@pytest.mark.parametrize("lora", [{}, {"dropout": 0.2}, {"dora": True}], ids=["folded", "dropout", "dora"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_near_the_reference_kernels(folder: Path, dtype: str, lora: dict[str, Any]) -> None:
     usual, found = (outcome(folder, compute_dtype=dtype, backend=b, lora=lora) for b in ("reference", "fused"))
@@ -57,7 +57,9 @@ def test_near_the_reference_kernels(folder: Path, dtype: str, lora: dict[str, An
     assert max(wrong.values()) <= most, wrong
 
 
-@pytest.mark.parametrize("lora", [{"form": "folded"}, {"form": "separate"}], ids=["folded", "separate"])
+@pytest.mark.parametrize(
+    "lora", [{"form": "folded"}, {"form": "separate"}, {"dropout": 0.2}], ids=["folded", "separate", "dropout"]
+)
 def test_recomputing_is_keeping(folder: Path, lora: dict[str, Any]) -> None:
     kept = outcome(folder, compute_dtype="bfloat16", backend="fused", lora=lora)
     again = outcome(folder, compute_dtype="bfloat16", backend="fused", lora=lora, activations=["full", "selective"])
@@ -65,11 +67,12 @@ def test_recomputing_is_keeping(folder: Path, lora: dict[str, Any]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("lora", [{}, {"dropout": 0.2}, {"dora": True}], ids=["folded", "dropout", "dora"])
 @pytest.mark.parametrize("activations", ["keep", "full", "offload"])
-def test_graphs_replay_the_step(folder: Path, activations: str) -> None:
+def test_graphs_replay_the_step(folder: Path, activations: str, lora: dict[str, Any]) -> None:
+    settings = {"device": "cuda", "compute_dtype": "bfloat16", "activations": activations}
     plain, graphed = (
-        make_fast(folder, device="cuda", compute_dtype="bfloat16", activations=activations, graphs=graphs)
-        for graphs in (False, True)
+        make_fast(folder, **settings, graphs=graphs, lora=lora) for graphs in (False, True)
     )
     batches = [pack_batch(collate_packed([make_rows(3, seed=seed, longest=9)], pad_id=0)) for seed in range(5)]
     for model in (plain, graphed):

@@ -143,14 +143,16 @@ def adapter(shape: tuple[int, int], rank: int, dtype: torch.dtype, device: torch
     return a, normal(shape[0], rank, dtype=dtype, device=device, seed=2)
 
 
-def fold_faults(module: ModuleType, shape, rank: int, factor_dtype, dtype, device) -> list[str]:  # type: ignore[no-untyped-def]
+def fold_faults(module: ModuleType, shape, rank: int, factor_dtype, dtype, device, scale=None) -> list[str]:  # type: ignore[no-untyped-def]
     quantised = reference.quantize(weight(shape, torch.bfloat16, device))
     a, b = adapter(shape, rank, factor_dtype, device)
-    got = module.dequantize(quantised, dtype, lora_a_RI=a, lora_b_OR=b, lora_scale=0.5)
+    got = module.dequantize(quantised, dtype, lora_a_RI=a, lora_b_OR=b, lora_scale=0.5, row_scale_O=scale)
     base = reference.dequantize(quantised, torch.float32)
     exact = base.double() + 0.5 * (b.double() @ a.double())
     # plain: one product in the factors' dtype, one sum in the result's
     plain = reference.dequantize(quantised, dtype) + (0.5 * (b @ a)).to(dtype)
+    if scale is not None:
+        exact, plain = exact * scale[:, None], plain * scale[:, None].to(dtype)
     return faults({"weight": got}, {"weight": exact}, {"weight": plain})
 
 
@@ -175,6 +177,14 @@ class TestFold:
     def test_named_wrong_kernels_fail(self, edit, device, fused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         assert fold_faults(mutant(fused, [edit], tmp_path), (64, 128), 16, torch.bfloat16, torch.bfloat16, device)
 
+    def test_scaled_rows(self, device, fused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        scale = normal(37, dtype=torch.float32, device=device, seed=3)
+        for dtype in (torch.float32, torch.bfloat16):
+            for module in (reference, fused):
+                assert not fold_faults(module, (37, 136), 8, dtype, dtype, device, scale)
+        wrong = mutant(fused, [("(row_scale_ptr + row,", "(row_scale_ptr + row // 2,")], tmp_path)
+        assert fold_faults(wrong, (37, 136), 8, torch.bfloat16, torch.bfloat16, device, scale)
+
     def test_what_does_not_apply_is_named(self, device, fused) -> None:  # type: ignore[no-untyped-def]
         quantised = reference.quantize(weight((8, 12), torch.bfloat16, device))
         a, b = adapter((8, 12), 4, torch.bfloat16, device)
@@ -182,6 +192,12 @@ class TestFold:
             fused.dequantize(quantised, torch.bfloat16, lora_a_RI=a, lora_b_OR=b)
         with pytest.raises(KernelError, match="missing"):
             fused.dequantize(quantised, torch.bfloat16, lora_a_RI=a)
+        for module in (reference, fused):
+            with pytest.raises(KernelError, match="no adapter"):
+                module.dequantize(quantised, torch.bfloat16, row_scale_O=torch.ones(8, device=device))
+            with pytest.raises(KernelError, match="scales of rows are"):
+                module.dequantize(quantised, torch.bfloat16, lora_a_RI=a, lora_b_OR=b,
+                                  row_scale_O=torch.ones(12, device=device))  # fmt: skip
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("rank", [16, 64])

@@ -115,10 +115,9 @@ def contradictions(config: RunConfig, said: set[str]) -> list[str]:
          and (model.weights_policy, model.activations_policy, model.embeddings_policy, model.graphs) != ("auto",) * 4,
          f"{', '.join(sorted(FAST_ONLY))} are the fast engine's, but model.engine is reference; "
          "to recompute there: training.gradient_checkpointing"),
-        (model.weights_policy.endswith("fp8") and config.lora.dropout > 0,
-         f"model.weights_policy is {model.weights_policy}, but products in FP8 take no lora.dropout; give one"),
-        (model.graphs == "always" and config.lora.dropout > 0,
-         "model.graphs is always, but masks of lora.dropout are made anew for every step; give one"),
+        (model.weights_policy.endswith("fp8") and (config.lora.dropout > 0 or config.lora.dora),
+         f"model.weights_policy is {model.weights_policy}, but products in FP8 take no "
+         f"lora.{'dropout' if config.lora.dropout > 0 else 'dora'}; give one"),
         (bool(config.prompt.train_roles) is False and config.prompt.train_on != "everything",
          "prompt.train_roles is empty, so no token would carry loss"),
     ]

@@ -7,6 +7,8 @@ with the reason; it never hands over to the other one by itself. `describe()` sa
     rms_norm                  y, h = norm(x + residual) * w, x + residual
     rope                      rotary embedding of queries and keys
     swiglu, swiglu_packed     silu(gate) * up
+    dropout                   x / (1 - p) or 0 by a mask that is computed from a seed and a place
+    column_dot                dot products of two matrices' columns: the gradient of DoRA's magnitudes
     dequantize_nf4            NF4 -> 16 or 32 bits, an adapter folded in on request
     dequantize_nf4_fp8        NF4 -> e4m3, in either of the two layouts that products want
     linear_cross_entropy      summed loss of the supervised tokens, logits in chunks
@@ -38,7 +40,7 @@ from chulengo.kernels.applies import need
 from chulengo.kernels.reference.nf4 import NF4Weight
 
 BACKENDS = ("auto", "fused", "reference")
-OPERATIONS = ("rms_norm", "rope", "swiglu", "nf4", "linear_cross_entropy", "attention", "fp8")
+OPERATIONS = ("rms_norm", "rope", "swiglu", "dropout", "column_dot", "nf4", "linear_cross_entropy", "attention", "fp8")
 
 
 class OpChoice(NamedTuple):
@@ -223,6 +225,35 @@ def swiglu_packed(both_T2I: Tensor, *, backend: str = "auto") -> Tensor:
     return product_TI
 
 
+def dropout(x_TI: Tensor, share: float, seed_1: Tensor, place: int, *, backend: str = "auto") -> Tensor:
+    """Returns x / (1 - share) where it is kept and 0 elsewhere, [T, I]. Not differentiable.
+
+    Its gradient is the same map of the gradient, with the same seed and place; `add_` of the implementation adds it.
+
+    Args:
+        x_TI: float32, bfloat16 or float16.
+        share: of the values that become 0.
+        seed_1: int64 [1] on the device of x.
+        place: of the mask, 0 up to 2**31: every place has a mask of its own.
+        backend: "auto", "fused" or "reference".
+    """
+    y_TI: Tensor = implementation("dropout", x_TI, backend).forward(x_TI, share, seed_1, place)
+    return y_TI
+
+
+def column_dot(x_TO: Tensor, y_TO: Tensor, bias_O: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """Returns the sum over tokens of x * (y - bias), float32 [O]. Not differentiable.
+
+    Args:
+        x_TO: float32, bfloat16 or float16.
+        y_TO: likewise.
+        bias_O: taken off y; None: nothing is.
+        backend: "auto", "fused" or "reference".
+    """
+    dot_O: Tensor = implementation("column_dot", x_TO, backend).forward(x_TO, y_TO, bias_O)
+    return dot_O
+
+
 def dequantize_nf4(
     weight: NF4Weight,
     dtype: torch.dtype = torch.bfloat16,
@@ -230,6 +261,7 @@ def dequantize_nf4(
     lora_a_RI: Tensor | None = None,
     lora_b_OR: Tensor | None = None,
     lora_scale: float = 1.0,
+    row_scale_O: Tensor | None = None,
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -241,12 +273,14 @@ def dequantize_nf4(
         lora_a_RI: [R, I] or None.
         lora_b_OR: [O, R] or None.
         lora_scale: factor of B A.
+        row_scale_O: float32, factors of the rows of the sum; only with an adapter.
         out: contiguous [O, I] of `dtype` to write into: one buffer can serve every weight.
         backend: "auto", "fused" or "reference".
     """
     module = implementation("nf4", weight.packed, backend)
     result: Tensor = module.dequantize(
-        weight, dtype, lora_a_RI=lora_a_RI, lora_b_OR=lora_b_OR, lora_scale=lora_scale, out=out
+        weight, dtype, lora_a_RI=lora_a_RI, lora_b_OR=lora_b_OR, lora_scale=lora_scale, row_scale_O=row_scale_O,
+        out=out,
     )
     return result
 

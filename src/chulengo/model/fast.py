@@ -35,9 +35,11 @@ from chulengo.errors import ConfigError, ModelError
 from chulengo.kernels import ops
 from chulengo.model import llama
 from chulengo.model.decode import FastDecoding, StepMemory
+from chulengo.model.dora import check_norm
+from chulengo.model.dropout import step_seed
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.folder import read_config
-from chulengo.model.linear_group import LoraForm, Matrices, seed_of
+from chulengo.model.linear_group import LoraForm, Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
 from chulengo.model.load import resolve_device, resolve_dtype
@@ -111,7 +113,7 @@ class FastModel:
             dropout: of the adapter's input, while training.
             targets: names of linear maps, or `all-linear`.
             rslora: rank-stabilised scale.
-            dora: not in this engine.
+            dora: a trained magnitude for each row of W + s B A; only folded, so not with dropout.
             train_head: not in this engine.
             train_embeddings: not in this engine.
             seed: of A and of the dropout masks; A is what PEFT makes of the same seed.
@@ -127,6 +129,8 @@ class FastModel:
         lora_form = _lora_form(settings, form, fp8=self._matrices.fp8 is not None)
         attach_fresh(self._groups, settings, seed=seed, device=self.device)
         self.dropout_seed, self.micro_step = seed, 0
+        if settings.dora:
+            self._begin_magnitudes()
         self._adapted(settings, lora_form)
 
     def load_adapter(self, folder: Path, *, trainable: bool = False, form: str = "auto") -> None:
@@ -141,6 +145,8 @@ class FastModel:
             ModelError: no adapter, one of another model, or one with a part that this engine does not have.
         """
         settings = read_adapter(self._groups, folder, device=self.device, trainable=trainable)
+        if trainable and settings.dora and settings.dropout:
+            raise refuse(f"The adapter in {folder} has DoRA with dropout {settings.dropout}.", allowed="dropout 0")
         self._adapted(settings, _lora_form(settings, form, fp8=self._matrices.fp8 is not None))
 
     def save_adapter(self, folder: Path) -> None:
@@ -189,7 +195,8 @@ class FastModel:
             self._check_length(inputs)
             self._refresh(refold)
             inputs = filled(inputs, self.shape.max_seq_tokens)
-            return self._graphs.nll(inputs.to(self.device), self._embedded(inputs)), inputs.num_targets
+            nll = self._graphs.nll(inputs.to(self.device), self._embedded(inputs), self._next_seed())
+            return nll, inputs.num_targets
         run = self._pass(inputs, refold)
         if trains and self._flat is not None:
             self._flat.attach_gradients()
@@ -276,7 +283,7 @@ class FastModel:
         self._flat = FlatFactors(trainable) if trainable else None
         self._matrices.form = form
         self._graphs = self._step_memory = None
-        if self._uses_graphs and self._flat is not None and not settings.dropout:
+        if self._uses_graphs and self._flat is not None:
             self._graphs = StepGraphs(self._flat, self._loss)
         self._forget_matrices()
 
@@ -292,21 +299,37 @@ class FastModel:
             self._forget_matrices()
         self._step_memory = None  # its graphs compute the other form
 
+    def _begin_magnitudes(self) -> None:
+        """Gives every magnitude the norm of its row of W, by the operations that will divide by it: g is exactly 1."""
+        self._matrices.form = None
+        self._matrices.release(self._groups)
+        for group in self._groups:
+            if group.rescaled:
+                norms = self._matrices.row_norms(group)
+                for name, pair, norm_O in zip(group.names, group.factors, norms, strict=True):
+                    if pair is not None and pair.magnitude_O is not None:
+                        check_norm(name, norm_O)
+                        pair.magnitude_O.data.copy_(norm_O)
+
     def _pass(self, inputs: PackedInputs, refold: bool, *, dropout: bool = True) -> llama.Pass:
         self._check_length(inputs)
         self._refresh(refold)
-        seed = None
-        if dropout and self.training and self.lora is not None and self.lora.dropout:
-            seed = seed_of(self.dropout_seed, self.micro_step)
-            self.micro_step += 1
-        return self._run(inputs.to(self.device), seed, self._embedded(inputs))
+        seed_1 = self._next_seed() if dropout and self.training else None
+        return self._run(inputs.to(self.device), seed_1, self._embedded(inputs))
+
+    def _next_seed(self) -> Tensor | None:
+        """Returns the number of this micro-step's dropout masks, and counts the step; None without dropout."""
+        if self.lora is None or not self.lora.dropout:
+            return None
+        self.micro_step += 1
+        return step_seed(self.dropout_seed, self.micro_step - 1, self.device)
 
     def _run(
-        self, inputs: PackedInputs, seed: int | None, embedded_TD: Tensor | None,
+        self, inputs: PackedInputs, seed_1: Tensor | None, embedded_TD: Tensor | None,
         attention: llama.Attention | None = None,
     ) -> llama.Pass:
         return llama.Pass(
-            inputs, self._cos_SP, self._sin_SP, self.shape.sizes.head_dim, self.shape.norm_eps, self._matrices, seed,
+            inputs, self._cos_SP, self._sin_SP, self.shape.sizes.head_dim, self.shape.norm_eps, self._matrices, seed_1,
             self._backend, self._host_states if torch.is_grad_enabled() else None, embedded_TD, attention,
         )  # fmt: skip
 
@@ -315,8 +338,8 @@ class FastModel:
         run = self._run(inputs, None, self._embedded(inputs), attention)
         return llama.logits(self.weights, run, self._activations, place_N)
 
-    def _loss(self, inputs: PackedInputs, embedded_TD: Tensor | None) -> Tensor:
-        return llama.summed_nll(self.weights, self._run(inputs, None, embedded_TD), self._activations)
+    def _loss(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
+        return llama.summed_nll(self.weights, self._run(inputs, seed_1, embedded_TD), self._activations)
 
     def _refresh(self, refold: bool) -> None:
         if refold and self.lora is not None:
@@ -442,6 +465,15 @@ def _layer_policies(activations: str | Sequence[str], num_layers: int) -> tuple[
 def _lora_form(settings: LoraSettings, form: str, *, fp8: bool) -> LoraForm:
     if form not in FORMS:
         raise ConfigError(f"The adapter's form is {form!r}.", allowed=", ".join(FORMS))
+    if fp8 and settings.dora:
+        raise ConfigError(
+            "Products in FP8 take no adapter with lora.dora.", allowed="lora.dora=false",
+            next_step="--set lora.dora=false, or --set model.weights_policy=auto for products in 16 bits",
+        )
+    if settings.dora:
+        if form == "separate":
+            raise ConfigError("An adapter with DoRA's magnitudes has no separate form.", allowed="folded, auto")
+        return LoraForm(settings.scale, 0.0, folded=True)
     if fp8 and settings.dropout:
         raise ConfigError(
             f"Products in FP8 take no adapter with dropout {settings.dropout}.", allowed="lora.dropout=0",

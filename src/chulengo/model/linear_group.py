@@ -25,15 +25,14 @@ of reading their operands; kernels of our own that read each operand once were 1
 
 Products read A and B in the compute dtype, as autocast has it; `refresh` makes those copies once an optimiser step.
 
-Dropout masks are a function of (seed, micro-step, layer, map), so a layer that computes its activations again, and a
-run that resumes, get the same ones, and no random state is kept or put back.
+With dropout every map has an input of its own, made where it is needed and never kept (`model/dropout.py`). With DoRA
+the rows of W' are scaled as well (`model/dora.py`), in the folded form alone.
 
 Legend: T tokens, I in features, O out features of all maps of a group together, R rank.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -44,6 +43,8 @@ from chulengo.errors import ConfigError
 from chulengo.kernels import ops
 from chulengo.kernels.reference.fp8 import empty_copies
 from chulengo.kernels.reference.nf4 import NF4Weight
+from chulengo.model.dora import Rescaling, empty_rescaling, row_norms
+from chulengo.model.dropout import MaskSeed
 from chulengo.model.fp8_products import FP8_POLICIES, Fp8Adapter, Fp8Group, Fp8Matrices, Rows, column_table, fp8_group
 
 WEIGHT_POLICIES = ("stream", "resident", *FP8_POLICIES)
@@ -51,10 +52,15 @@ WEIGHT_POLICIES = ("stream", "resident", *FP8_POLICIES)
 
 @dataclass(slots=True, eq=False)
 class Factors:
-    """One map's adapter: A [R, I] and B [O, R], float32."""
+    """One map's adapter: A [R, I] and B [O, R], and DoRA's magnitude [O] where it has one, float32."""
 
     a_RI: nn.Parameter
     b_OR: nn.Parameter
+    magnitude_O: nn.Parameter | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Returns A, B and the magnitude, if there is one."""
+        return [self.a_RI, self.b_OR] + ([] if self.magnitude_O is None else [self.magnitude_O])
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +71,7 @@ class FactorCopies:
     a_RI: list[Tensor | None]  # views of it, one for each map
     stacked_b_OR: Tensor  # as wide as the largest rank
     b_OR: list[Tensor | None]  # views of it
+    rescaling: list[Rescaling | None]  # of maps with a magnitude
 
 
 @dataclass(slots=True, eq=False)
@@ -105,9 +112,14 @@ class LinearGroup:
         copies = () if self.fp8 is None else (self.fp8.forward_OW, self.fp8.backward_IW)
         return sum(matrix is not None for matrix in (self.resident_OI, *copies))
 
+    @property
+    def rescaled(self) -> bool:
+        """Whether a map has a magnitude, whose gradient needs the map's output."""
+        return any(pair is not None and pair.magnitude_O is not None for pair in self.factors)
+
     def parameters(self) -> list[nn.Parameter]:
-        """Returns A and B of every adapted map, in order."""
-        return [factor for pair in self.factors if pair is not None for factor in (pair.a_RI, pair.b_OR)]
+        """Returns A, B and perhaps the magnitude of every adapted map, in order."""
+        return [factor for pair in self.factors if pair is not None for factor in pair.parameters()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +130,7 @@ class LoraForm:
     dropout: float
     folded: bool
 
-    def drops(self, seed: int | None) -> bool:
+    def drops(self, seed: MaskSeed | None) -> bool:
         """Whether inputs are dropped in a pass with this seed."""
         return bool(self.dropout) and seed is not None
 
@@ -165,6 +177,10 @@ class Matrices:
 
     def refresh(self, groups: Iterable[LinearGroup]) -> None:
         """Copies the factors again, and writes resident folded matrices again, after the adapter has changed."""
+        groups = list(groups)
+        if self.policy == "stream" and any(group.rescaled for group in groups):
+            # norms are made in the buffer, and a graph of this work must not see it grow afterwards
+            self._buffer_for(max(groups, key=lambda group: sum(group.widths) * group.in_features))
         groups = [group for group in groups if group.parameters()]
         copies, factors = [], []
         for group in groups:
@@ -172,11 +188,13 @@ class Matrices:
                 group.copies = _empty_copies(group, self.dtype)
             places = [(group.copies.a_RI[i], group.copies.b_OR[i]) for i in range(len(group.factors))]
             copies += [place for pair in places for place in pair if place is not None]
-            factors += [factor.detach() for factor in group.parameters()]
+            factors += [x.detach() for pair in group.factors if pair is not None for x in (pair.a_RI, pair.b_OR)]
         torch._foreach_copy_(copies, factors)
         for group in groups:
             if self.fp8 is not None:
                 self._refresh_fp8(self.fp8, group)
+            if group.rescaled:
+                self._rescale(group)
             if self.folded and group.resident_OI is not None:
                 self._written(group, group.resident_OI)
 
@@ -199,6 +217,22 @@ class Matrices:
             side.adapter = Fp8Adapter(a_SI, b_OR, table, empty)
         fp8.refresh(side, self.form.scale)
 
+    def row_norms(self, group: LinearGroup) -> list[Tensor]:
+        """Returns the norms of W + s B A's rows of each map, float32 [O_j]; of W's before the first `refresh`."""
+        if self.policy == "resident":
+            group.resident_OI = self._written(group, group.resident_OI, rescaled=False)
+            whole_OI = group.resident_OI
+        else:
+            whole_OI = self._written(group, self._buffer_for(group), rescaled=False)
+        return [row_norms(part_OI) for part_OI in torch.split(whole_OI, group.widths)]
+
+    def _rescale(self, group: LinearGroup) -> None:
+        assert group.copies is not None, "made by `refresh`"
+        parts = zip(group.factors, group.copies.rescaling, group.copies.b_OR, self.row_norms(group), strict=True)
+        for pair, rescaling, b_OR, norm_O in parts:
+            if pair is not None and pair.magnitude_O is not None and rescaling is not None and b_OR is not None:
+                rescaling.refresh(pair.magnitude_O.detach(), norm_O, b_OR)
+
     def _folds(self, group: LinearGroup) -> bool:
         return self.folded and any(pair is not None for pair in group.factors)
 
@@ -208,27 +242,31 @@ class Matrices:
             self._buffer = torch.empty(rows * columns, dtype=self.dtype, device=_device(group))
         return self._buffer[: rows * columns].view(rows, columns)
 
-    def _written(self, group: LinearGroup, out_OI: Tensor | None) -> Tensor:
+    def _written(self, group: LinearGroup, out_OI: Tensor | None, *, rescaled: bool = True) -> Tensor:
         if out_OI is None:
             out_OI = torch.empty((sum(group.widths), group.in_features), dtype=self.dtype, device=_device(group))
         parts = torch.split(out_OI, group.widths)
         for index, (part, weight) in enumerate(zip(parts, group.weights, strict=True)):
             copies = group.copies if self.folded else None
             a, b = (copies.a_RI[index], copies.b_OR[index]) if copies is not None else (None, None)
+            rescaling = copies.rescaling[index] if copies is not None and rescaled else None
+            rows_O = None if rescaling is None else rescaling.scale_O
             scale = self.form.scale if self.form is not None else 1.0
             if isinstance(weight, NF4Weight):
                 ops.dequantize_nf4(
-                    weight, self.dtype, lora_a_RI=a, lora_b_OR=b, lora_scale=scale, out=part, backend=self.backend
+                    weight, self.dtype, lora_a_RI=a, lora_b_OR=b, lora_scale=scale, row_scale_O=rows_O, out=part,
+                    backend=self.backend,
                 )
             elif a is not None and b is not None:
-                part.copy_(weight.float() + scale * (b.float() @ a.float()))
+                value_OI = weight.float() + scale * (b.float() @ a.float())
+                part.copy_(value_OI if rows_O is None else value_OI * rows_O[:, None])
             else:
                 part.copy_(weight)
         return out_OI
 
 
 def multiply(
-    x_TI: Tensor | None, group: LinearGroup, matrices: Matrices, seed: int | None, rows: Rows | None = None
+    x_TI: Tensor | None, group: LinearGroup, matrices: Matrices, seed: MaskSeed | None, rows: Rows | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Returns all maps of a group on one input, [T, O], and h = x Aᵀ [T, S] where it was made; outside of autograd.
 
@@ -249,7 +287,7 @@ def multiply(
         return y_TO, None
     h_TS = None if form.drops(seed) else x_TI @ copies.stacked_a_SI.t()
     for index, y_TN, a_RI, b_OR, columns in _adapted(group, copies, torch.split(y_TO, group.widths, dim=1)):
-        h_TR = _dropped(x_TI, form, seed, index) @ a_RI.t() if h_TS is None else h_TS[:, columns]
+        h_TR = _dropped(x_TI, matrices, seed, index) @ a_RI.t() if h_TS is None else h_TS[:, columns]
         y_TN.addmm_(h_TR, b_OR.t(), alpha=form.scale)
     return y_TO, h_TS
 
@@ -260,9 +298,9 @@ def rank_input(group: LinearGroup, matrices: Matrices, rows: Rows | None) -> Ten
 
 
 def rank_gradient(
-    dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: int | None, rows: Rows | None = None
+    dy_TO: Tensor, group: LinearGroup, matrices: Matrices, seed: MaskSeed | None, rows: Rows | None = None
 ) -> Tensor | None:
-    """Returns u = dy B of all adapted maps, [T, S]; None without an adapter, or where each map drops for itself.
+    """Returns u = dy B (DoRA: dy g B) of all adapted maps, [T, S]; None without them, or where each drops for itself.
 
     Args:
         dy_TO: gradient of `multiply`'s result.
@@ -277,13 +315,14 @@ def rank_gradient(
     if form is None or copies is None or form.drops(seed):
         return None
     u_TS = dy_TO.new_empty((dy_TO.shape[0], len(copies.stacked_a_SI)))
-    for _, dy_TN, _, b_OR, columns in _adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)):
-        torch.mm(dy_TN, b_OR, out=u_TS[:, columns])
+    for index, dy_TN, _, b_OR, columns in _adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)):
+        rescaling = copies.rescaling[index]
+        torch.mm(dy_TN, b_OR if rescaling is None else rescaling.b_OR, out=u_TS[:, columns])
     return u_TS
 
 
 def input_gradient(
-    dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup, matrices: Matrices, seed: int | None,
+    dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup, matrices: Matrices, seed: MaskSeed | None,
     rows: Rows | None = None,
 ) -> Tensor:
     """Returns dx [T, I]: dy W', or dy W + s d(u A).
@@ -305,15 +344,17 @@ def input_gradient(
     if u_TS is not None:
         return dx_TI.addmm_(u_TS, copies.stacked_a_SI, alpha=form.scale)
     for index, dy_TN, a_RI, b_OR, _ in _adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)):
-        dx_TI += _dropped(form.scale * ((dy_TN @ b_OR) @ a_RI), form, seed, index)
+        assert seed is not None, "u is made for all maps where nothing is dropped"
+        kernel = ops.implementation("dropout", dx_TI, matrices.backend)
+        kernel.add_(dx_TI, (dy_TN @ b_OR) @ a_RI, form.scale, form.dropout, seed.step_1, seed.place(index))
     return dx_TI
 
 
 def factor_gradients(
     x_TI: Tensor, h_TS: Tensor | None, dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup, matrices: Matrices,
-    seed: int | None,
+    seed: MaskSeed | None, y_TO: Tensor | None = None,
 ) -> list[Tensor]:
-    """Returns dA and dB of every adapted map, in the order of `LinearGroup.parameters`.
+    """Returns the gradients of every adapted map's factors, in the order of `LinearGroup.parameters`.
 
     Args:
         x_TI: the input, as in the forward.
@@ -323,6 +364,7 @@ def factor_gradients(
         group: the maps.
         matrices: as in the forward.
         seed: as in the forward.
+        y_TO: `multiply`'s result, for magnitudes.
     """  # fmt: skip
     form, copies = matrices.form, group.copies
     if form is None or copies is None:
@@ -331,7 +373,7 @@ def factor_gradients(
     members = list(_adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)))
     if u_TS is None:  # every map has an input of its own
         for index, dy_TN, a_RI, b_OR, _ in members:
-            own_TI = _dropped(x_TI, form, seed, index)
+            own_TI = _dropped(x_TI, matrices, seed, index)
             das.append(_product_fp32((dy_TN @ b_OR).t(), own_TI))
             dbs.append(_product_fp32(dy_TN.t(), own_TI @ a_RI.t()))
     else:
@@ -342,19 +384,7 @@ def factor_gradients(
     gradients = [gradient for pair in zip(das, dbs, strict=True) for gradient in pair]
     if form.scale != 1:
         torch._foreach_mul_(gradients, form.scale)
-    return gradients
-
-
-def seed_of(*numbers: int) -> int:
-    """Returns a seed for a generator, of (run's seed, micro-step, layer, …): near numbers give unrelated seeds."""
-    text = ",".join(map(str, numbers)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
-
-
-def dropout_mask(shape: torch.Size, dropout: float, seed: int, index: int, device: torch.device) -> Tensor:
-    """Returns which values one map of a group keeps, bool; the same whenever it is asked for."""
-    generator = torch.Generator(device).manual_seed(seed_of(seed, index))
-    return torch.rand(shape, generator=generator, device=device) >= dropout
+    return _with_magnitudes(gradients, dy_TO, y_TO, group, matrices.backend) if group.rescaled else gradients
 
 
 def _empty_copies(group: LinearGroup, dtype: torch.dtype) -> FactorCopies:
@@ -363,7 +393,35 @@ def _empty_copies(group: LinearGroup, dtype: torch.dtype) -> FactorCopies:
     stacked_b_OR = torch.empty((sum(group.widths), max(ranks)), dtype=dtype, device=stacked_a_SI.device)
     parts = zip(torch.split(stacked_a_SI, ranks), torch.split(stacked_b_OR, group.widths), ranks, strict=True)
     pairs = [(a_RI, b_OR[:, :rank]) if rank else (None, None) for a_RI, b_OR, rank in parts]
-    return FactorCopies(stacked_a_SI, [a_RI for a_RI, _ in pairs], stacked_b_OR, [b_OR for _, b_OR in pairs])
+    rescaling = [
+        None if b_OR is None or pair is None or pair.magnitude_O is None else empty_rescaling(b_OR)
+        for (_, b_OR), pair in zip(pairs, group.factors, strict=True)
+    ]
+    return FactorCopies(
+        stacked_a_SI, [a_RI for a_RI, _ in pairs], stacked_b_OR, [b_OR for _, b_OR in pairs], rescaling
+    )
+
+
+def _with_magnitudes(
+    gradients: list[Tensor], dy_TO: Tensor, y_TO: Tensor | None, group: LinearGroup, backend: str
+) -> list[Tensor]:
+    """Returns dA, dB (now of scaled rows) and dm of every adapted map."""
+    copies = group.copies
+    assert copies is not None, "made by `Matrices.refresh`"
+    assert y_TO is not None, "the layers keep the output of rescaled maps"
+    biases = [None] * len(group.widths) if group.bias_O is None else torch.split(group.bias_O, group.widths)
+    values = zip(*(torch.split(each_TO, group.widths, dim=1) for each_TO in (dy_TO, y_TO)), biases, strict=True)
+    complete = []
+    for (dy_TN, y_TN, bias_O), rescaling, a_RI in zip(values, copies.rescaling, copies.a_RI, strict=True):
+        if a_RI is None:
+            continue
+        da_RI, db_OR, *gradients = gradients
+        complete += [da_RI, db_OR]
+        if rescaling is not None:
+            db_OR *= rescaling.scale_O[:, None]
+            dot_O = ops.column_dot(dy_TN, y_TN, bias_O, backend=backend)
+            complete.append(dot_O / rescaling.magnitude_O)
+    return complete
 
 
 def _adapted(
@@ -384,11 +442,11 @@ def _product_fp32(left: Tensor, right: Tensor) -> Tensor:
     return (left @ right).float()
 
 
-def _dropped(x_TI: Tensor, form: LoraForm, seed: int | None, index: int) -> Tensor:
-    if not form.dropout or seed is None:
-        return x_TI
-    mask_TI = dropout_mask(x_TI.shape, form.dropout, seed, index, x_TI.device)
-    return torch.where(mask_TI, x_TI * (1 / (1 - form.dropout)), 0)
+def _dropped(x_TI: Tensor, matrices: Matrices, seed: MaskSeed | None, index: int) -> Tensor:
+    form = matrices.form
+    assert form is not None, "asked for only where there is an adapter"
+    assert seed is not None, "and where its inputs are dropped"
+    return ops.dropout(x_TI, form.dropout, seed.step_1, seed.place(index), backend=matrices.backend)
 
 
 def _device(group: LinearGroup) -> torch.device:

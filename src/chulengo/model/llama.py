@@ -17,6 +17,8 @@ to be an argument of some operation. Three policies, layer by layer:
                 layer needs, is not
     offload     as full, and h waits in the host's memory (`model.offload`)
 
+Under the first two, maps with DoRA's magnitudes have their outputs kept as well (q and k before their turn).
+
 For Llama 2 7B in bf16, with attention's share: 130, 92, 8 and 0 KB a token and layer. All give the same gradients
 bit for bit, since what is computed again is computed by the same operations from the same numbers. `torch.utils.
 checkpoint` would do for `full`, but computes the last product again (22 % of a layer's weights), as a function cannot
@@ -39,6 +41,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from chulengo.kernels import ops
+from chulengo.model.dropout import MaskSeed, mask_seed
 from chulengo.model.fp8_products import Rows
 from chulengo.model.linear_group import (
     LinearGroup,
@@ -48,7 +51,6 @@ from chulengo.model.linear_group import (
     multiply,
     rank_gradient,
     rank_input,
-    seed_of,
 )
 from chulengo.model.llama_weights import LlamaLayer, LlamaWeights
 from chulengo.model.offload import HostStates
@@ -71,7 +73,7 @@ class Pass:
         head_size: H.
         eps: of the norms.
         matrices: where weights come from.
-        seed: of the dropout masks of this micro-step; None: no dropout.
+        seed_1: of the dropout masks of this micro-step, int64 [1] on the device; None: no dropout.
         backend: of the kernels.
         host: where the policy `offload` keeps its states; None: no backward will follow.
         embedded_TD: the tokens' embeddings, where the table is on the host; None: it is on the device.
@@ -85,15 +87,15 @@ class Pass:
     head_size: int
     eps: float
     matrices: Matrices
-    seed: int | None
+    seed_1: Tensor | None
     backend: str
     host: HostStates | None = None
     embedded_TD: Tensor | None = None
     attention: Attention | None = None
 
-    def seed_for(self, layer: LlamaLayer, group: int) -> int | None:
-        """Returns the seed of the dropout masks of one group of maps."""
-        return None if self.seed is None else seed_of(self.seed, layer.index, group)
+    def seed_for(self, layer: LlamaLayer, group: int) -> MaskSeed | None:
+        """Returns what the dropout masks of one group of maps are made of."""
+        return None if self.seed_1 is None else mask_seed(self.seed_1, layer.index, group)
 
 
 def summed_nll(weights: LlamaWeights, run: Pass, activations: Sequence[str]) -> Tensor:
@@ -215,12 +217,13 @@ class _BeforeAttention(torch.autograd.Function):
         rows, x_TD, h_TD, rstd_T = _normed(branch_TD, residual_TD, layer.input_norm_D, layer.qkv, run, keep)
         y_TO, low_TS = multiply(x_TD, layer.qkv, run.matrices, run.seed_for(layer, 0), rows)
         q, k, v = _heads(y_TO, layer, run.head_size)
-        unturned_TO = y_TO if layer.q_norm_H is not None else None
+        unturned_TO = y_TO if layer.q_norm_H is not None or layer.qkv.rescaled else None
         head_rstds: list[Tensor | None] = [None, None]
         if layer.q_norm_H is not None and layer.k_norm_H is not None:
             q, head_rstds[0] = _norm_heads(norm, q, layer.q_norm_H, run.eps)
             k, head_rstds[1] = _norm_heads(norm, k, layer.k_norm_H, run.eps)
-        q, k = rope.forward(q, k, run.cos_SP, run.sin_SP, run.inputs.position_T, out=(q, k))
+        in_place = None if layer.q_norm_H is None and layer.qkv.rescaled else (q, k)  # else y itself would be turned
+        q, k = rope.forward(q, k, run.cos_SP, run.sin_SP, run.inputs.position_T, out=in_place)
         ctx.save_for_backward(h_TD, rstd_T, x_TD if keep else None, low_TS, unturned_TO, *head_rstds)
         ctx.layer, ctx.run = layer, run
         return q, k, v, h_TD
@@ -250,7 +253,7 @@ class _BeforeAttention(torch.autograd.Function):
         if layer.qkv.parameters():
             if x_TD is None:
                 x_TD, _, _ = norm.forward(h_TD, None, layer.input_norm_D, run.eps)
-            dfactors = factor_gradients(x_TD, low_TS, dy_TO, u_TS, layer.qkv, run.matrices, seed)
+            dfactors = factor_gradients(x_TD, low_TS, dy_TO, u_TS, layer.qkv, run.matrices, seed, unturned_TO)
         if not ctx.needs_input_grad[0]:  # the embeddings are frozen: the first layer's input needs none
             return None, None, None, None, None, *dfactors
         dx_TD = input_gradient(dy_TO, u_TS, layer.qkv, run.matrices, seed, rows)
@@ -277,10 +280,12 @@ class _AfterAttention(torch.autograd.Function):
             down_TD = h_TD.new_zeros(()).expand(h_TD.shape)
             down_low_TS = rank_input(layer.down, run.matrices, rows)
         kept = (x_TD, product_TI) if keep else (None, None)
-        # what was computed again for one backward is nobody else's: the gradients of gate and up take their place
-        ctx.overwrites = not last_product
+        outputs = o_TD if layer.o.rescaled else None, down_TD if layer.down.rescaled else None
+        # what was computed again for one backward is nobody else's: the gradients of gate and up take their place,
+        # but where their own magnitudes need them
+        ctx.overwrites = not last_product and not layer.gate_up.rescaled
         ctx.save_for_backward(
-            attended_TD, h_TD, rstd_T, both_T2I, *kept, o_low_TS, both_low_TS, down_low_TS
+            attended_TD, h_TD, rstd_T, both_T2I, *kept, *outputs, o_low_TS, both_low_TS, down_low_TS
         )
         ctx.layer, ctx.run = layer, run
         return down_TD, h_TD
@@ -288,7 +293,7 @@ class _AfterAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, ddown_TD: Tensor, dh_TD: Tensor) -> Any:
-        attended_TD, h_TD, rstd_T, both_T2I, x_TD, product_TI, *lows = ctx.saved_tensors
+        attended_TD, h_TD, rstd_T, both_T2I, x_TD, product_TI, o_TD, down_TD, *lows = ctx.saved_tensors
         layer, run = ctx.layer, ctx.run
         matrices = run.matrices
         norm = ops.implementation("rms_norm", h_TD, run.backend)
@@ -303,18 +308,22 @@ class _AfterAttention(torch.autograd.Function):
         dboth_T2I = both_T2I if ctx.overwrites else torch.empty_like(both_T2I)
         rows = _gated_backward(dproduct_TI, both_T2I, dboth_T2I, again_TI, layer.gate_up, run)
         product_TI = product_TI if again_TI is None else again_TI
-        ddown_factors = _factor_gradients(product_TI, lows[2], ddown_TD, u_TS, layer.down, matrices, down_seed)
+        ddown_factors = _factor_gradients(
+            product_TI, lows[2], ddown_TD, u_TS, layer.down, matrices, down_seed, down_TD
+        )
         del dproduct_TI, again_TI, product_TI
         if x_TD is None and layer.gate_up.parameters():
             x_TD, _, _ = norm.forward(h_TD, None, layer.after_norm_D, run.eps)
         u_TS = rank_gradient(dboth_T2I, layer.gate_up, matrices, gate_up_seed, rows)
-        dboth_factors = _factor_gradients(x_TD, lows[1], dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed)
+        dboth_factors = _factor_gradients(
+            x_TD, lows[1], dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, both_T2I
+        )
         dx_TD = input_gradient(dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, rows)
         del dboth_T2I, rows
         dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.after_norm_D, rstd_T)
         rows = matrices.rows(dstream_TD, layer.o)
         u_TS = rank_gradient(dstream_TD, layer.o, matrices, o_seed, rows)
-        do_factors = _factor_gradients(attended_TD, lows[0], dstream_TD, u_TS, layer.o, matrices, o_seed)
+        do_factors = _factor_gradients(attended_TD, lows[0], dstream_TD, u_TS, layer.o, matrices, o_seed, o_TD)
         dattended_TD = None
         if ctx.needs_input_grad[0]:
             dattended_TD = input_gradient(dstream_TD, u_TS, layer.o, matrices, o_seed, rows)
@@ -348,7 +357,8 @@ class _FullRecompute(torch.autograd.Function):
         wanted = ([h_TD] if h_TD.requires_grad else []) + factors
         with torch.enable_grad():
             attended_TD, stream_TD = _attend(h_TD, None, layer, run, True)
-            outputs = _after_attention(attended_TD, stream_TD, layer, run, True, False)
+            # the last product is not computed again, but where its output is needed for its magnitudes
+            outputs = _after_attention(attended_TD, stream_TD, layer, run, True, layer.down.rescaled)
         gradients = list(torch.autograd.grad(outputs, wanted, (ddown_TD, dh_TD)))
         return gradients.pop(0) if h_TD.requires_grad else None, None, None, None, *gradients
 
@@ -367,10 +377,10 @@ def _norm_heads_backward(norm: Any, dy_TNH: Tensor, x_TNH: Tensor, weight_H: Ten
 
 def _factor_gradients(
     x_TI: Tensor | None, h_TS: Tensor | None, dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup,
-    matrices: Matrices, seed: int | None,
+    matrices: Matrices, seed: MaskSeed | None, y_TO: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
-    """Returns dA and dB of a group, [] when it has none and its input was not kept."""
-    return [] if x_TI is None else factor_gradients(x_TI, h_TS, dy_TO, u_TS, group, matrices, seed)
+    """Returns the gradients of a group's factors, [] when it has none and its input was not kept."""
+    return [] if x_TI is None else factor_gradients(x_TI, h_TS, dy_TO, u_TS, group, matrices, seed, y_TO)
 
 
 def _normed(

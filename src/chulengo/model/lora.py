@@ -7,7 +7,7 @@ and to everybody else, without conversion. The initial values too: one seed give
 A and B are float32, whatever the compute dtype, as PEFT holds them: a bf16 weight with a learning rate of 2e-4 rounds
 most AdamW updates away.
 
-What PEFT can and this cannot (DoRA, adapters of embeddings, several ranks in one adapter, …) is an error that names
+What PEFT can and this cannot (adapters of embeddings, several ranks in one adapter, …) is an error that names
 the reference engine; a setting of an adapter file that is not known to be harmless is one too.
 """
 
@@ -31,9 +31,11 @@ from chulengo.model.plan_shapes import LINEAR_NAMES
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"  # PEFT's files have it without the `.weight` of its module
 
 # settings of adapter_config.json that are read here, or that change nothing once the adapter is written
-READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_lora_weights")
+READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora",
+        "init_lora_weights")  # fmt: skip
 HARMLESS = (
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
     "megatron_core", "qalora_group_size", "layers_pattern", "ensure_weight_tying",
@@ -63,17 +65,20 @@ def attach_fresh(groups: Sequence[LinearGroup], settings: LoraSettings, *, seed:
                 a, b = nn.Linear(group.in_features, rank, bias=False), nn.Linear(rank, width, bias=False)
                 nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
                 nn.init.zeros_(b.weight)
-                group.factors[index] = _factors(a.weight, b.weight, device, trainable=True)
+                magnitude = torch.ones(width) if settings.dora else None  # `FastModel` puts the norms of W there
+                group.factors[index] = _factors(a.weight, b.weight, magnitude, device, trainable=True)
 
 
 def named_factors(groups: Sequence[LinearGroup]) -> dict[str, nn.Parameter]:
-    """Returns A and B of every adapted map under the names that PEFT's files have for them."""
+    """Returns the factors of every adapted map under the names that PEFT's files have for them."""
     found: dict[str, nn.Parameter] = {}
     for group in groups:
         for name, pair in zip(group.names, group.factors, strict=True):
             if pair is not None:
                 found[f"{PREFIX}{name}.lora_A.weight"] = pair.a_RI
                 found[f"{PREFIX}{name}.lora_B.weight"] = pair.b_OR
+                if pair.magnitude_O is not None:
+                    found[f"{PREFIX}{name}.{MAGNITUDE}"] = pair.magnitude_O
     return found
 
 
@@ -107,9 +112,12 @@ def read_adapter(
         )
     for group in groups:
         for index, name in enumerate(group.names):
-            key = f"{PREFIX}{name}.lora_A.weight"
-            pair = (stored[key], stored[key.replace("lora_A", "lora_B")]) if key in stored else None
-            group.factors[index] = None if pair is None else _factors(*pair, device, trainable=trainable)
+            keys = [f"{PREFIX}{name}.{part}" for part in ("lora_A.weight", "lora_B.weight", MAGNITUDE)]
+            if keys[0] in stored:
+                a_RI, b_OR, magnitude_O = stored[keys[0]], stored[keys[1]], stored.get(keys[2])
+                group.factors[index] = _factors(a_RI, b_OR, magnitude_O, device, trainable=trainable)
+            else:
+                group.factors[index] = None
     return settings
 
 
@@ -132,8 +140,8 @@ def write_adapter(
     with quiet_libraries():
         config = peft.LoraConfig(
             r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, use_rslora=settings.rslora,
-            target_modules=sorted(settings.targets), bias="none", task_type="CAUSAL_LM", inference_mode=True,
-            base_model_name_or_path=base_name,
+            use_dora=settings.dora, target_modules=sorted(settings.targets), bias="none", task_type="CAUSAL_LM",
+            inference_mode=True, base_model_name_or_path=base_name,
         )  # fmt: skip
         config.target_modules = sorted(settings.targets)  # PEFT makes a set of it, whose order changes
         config.save_pretrained(str(folder))
@@ -171,6 +179,7 @@ def _read_settings(folder: Path) -> LoraSettings:
     return LoraSettings(
         int(config["r"]), float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)),
         tuple(name for name in LINEAR_NAMES if name in names), bool(config.get("use_rslora", False)),
+        bool(config.get("use_dora", False)),
     )
 
 
@@ -192,13 +201,16 @@ def _expected_shapes(groups: Sequence[LinearGroup], settings: LoraSettings) -> d
             if name.rsplit(".", 1)[-1] in settings.targets:
                 shapes[f"{PREFIX}{name}.lora_A.weight"] = (settings.rank, group.in_features)
                 shapes[f"{PREFIX}{name}.lora_B.weight"] = (width, settings.rank)
+                if settings.dora:
+                    shapes[f"{PREFIX}{name}.{MAGNITUDE}"] = (width,)
     return shapes
 
 
-def _factors(a_RI: Tensor, b_OR: Tensor, device: torch.device, *, trainable: bool) -> Factors:
-    return Factors(
-        *(
-            nn.Parameter(x.detach().to(device=device, dtype=torch.float32, copy=True), requires_grad=trainable)
-            for x in (a_RI, b_OR)
-        )
-    )
+def _factors(
+    a_RI: Tensor, b_OR: Tensor, magnitude_O: Tensor | None, device: torch.device, *, trainable: bool
+) -> Factors:
+    def own(x: Tensor) -> nn.Parameter:
+        values = x.detach().to(device=device, dtype=torch.float32, copy=True)
+        return nn.Parameter(values, requires_grad=trainable)
+
+    return Factors(own(a_RI), own(b_OR), None if magnitude_O is None else own(magnitude_O))

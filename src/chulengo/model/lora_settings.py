@@ -21,6 +21,7 @@ class LoraSettings:
     dropout: float
     targets: tuple[str, ...]
     rslora: bool = False
+    dora: bool = False
 
     @property
     def scale(self) -> float:
@@ -37,7 +38,7 @@ def lora_settings(
     Raises:
         ConfigError: a value that is out of range, or that the fast engine does not have.
     """
-    for name, wanted in (("dora", dora), ("train_head", train_head), ("train_embeddings", train_embeddings)):
+    for name, wanted in (("train_head", train_head), ("train_embeddings", train_embeddings)):
         if wanted:
             raise ConfigError(
                 f"lora.{name} is true, which the fast engine does not have.", allowed="false",
@@ -47,8 +48,13 @@ def lora_settings(
         raise ConfigError(f"lora.rank is {rank}.", allowed="1 and above")
     if not 0 <= dropout < 1:
         raise ConfigError(f"lora.dropout is {dropout}.", allowed="0 up to, not including, 1")
+    if dora and dropout:
+        raise ConfigError(
+            f"lora.dora is true with lora.dropout {dropout}, which the fast engine does not have together.",
+            allowed="lora.dora with lora.dropout 0", next_step="--set model.engine=reference",
+        )
     if tuple(targets) == (ALL_LINEAR,):
-        return LoraSettings(rank, alpha, dropout, LINEAR_NAMES, rslora)
+        return LoraSettings(rank, alpha, dropout, LINEAR_NAMES, rslora, dora)
     unknown = [name for name in targets if name not in LINEAR_NAMES]
     if unknown or not targets:
         close = nearest(unknown[0], LINEAR_NAMES) if unknown else None
@@ -57,4 +63,4 @@ def lora_settings(
             next_step=f"lora.targets=[{close or ALL_LINEAR}]",
         )
     chosen = tuple(name for name in LINEAR_NAMES if name in targets)
-    return LoraSettings(rank, alpha, dropout, chosen, rslora)
+    return LoraSettings(rank, alpha, dropout, chosen, rslora, dora)

@@ -79,7 +79,7 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
     """
     size, tokens = DTYPE_BYTES[settings.compute_dtype], settings.batch_size * settings.row_tokens
     targets = linear_targets(settings.targets) or LINEAR_NAMES
-    trained = sum(shape.adapter_sizes(settings.rank, targets, False))
+    trained = sum(shape.adapter_sizes(settings.rank, targets, settings.dora))
     linear = shape.num_layers * shape.layer_linear_weights
     nf4 = NF4_BYTES if settings.double_quant else NF4_SINGLE_BYTES
     held = nf4 if settings.quantization == "nf4" else size
@@ -88,11 +88,12 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
     parts = {
         "quantised weights" if settings.quantization == "nf4" else "weights": int(linear * held),
         "embeddings, head, norms": size * (tables + small),
-        "adapter and its copies": trained * (4 + size + (2 if policies.fp8 else 0)),
+        "adapter and its copies": trained * (4 + size + (2 if policies.fp8 else 0))
+        + _rescaling(shape, settings, targets, size),
         "gradients": 4 * trained * (2 if policies.graphs else 1),
         "optimiser states": int(trained * STATES_BYTES[settings.optimizer]),
         "matrices": _matrices(shape, settings, policies, size),
-        "kept by the layers": sum(_kept(shape, policy, size) for policy in policies.activations) * tokens,
+        "kept by the layers": sum(_kept(shape, each, size, settings.dora) for each in policies.activations) * tokens,
     }
     if policies.weights == "resident-fp8":  # they wait in the host's memory
         parts = {name: value for name, value in parts.items() if "weights" not in name}
@@ -129,7 +130,14 @@ def _matrices(shape: ModelShape, settings: TrainingMemory, policies: Policies, s
     return max(map(max, copies))
 
 
-def _kept(shape: ModelShape, policy: str, size: int) -> int:
+def _rescaling(shape: ModelShape, settings: TrainingMemory, targets: tuple[str, ...], size: int) -> int:
+    """Returns the bytes of what `model/dora.py` holds of every map: m and g in float32, and g B."""
+    if not settings.dora:
+        return 0
+    return shape.num_layers * sum(shape.linear(name)[1] for name in targets) * (8 + size * settings.rank)
+
+
+def _kept(shape: ModelShape, policy: str, size: int, dora: bool) -> int:
     """Returns the bytes a token that one layer keeps: see the table at the top of `model/llama.py`."""
     hidden, q, kv, wide = shape.hidden, shape.q_width, shape.kv_width, shape.intermediate
     if policy == "offload":
@@ -139,7 +147,9 @@ def _kept(shape: ModelShape, policy: str, size: int) -> int:
     attention = size * (2 * q + 2 * kv) + 4 * shape.num_heads  # q, k, v, its output, a sum of exponentials a head
     if shape.query_key_norms:
         attention += size * (q + 2 * kv) + 4 * (shape.num_heads + shape.num_kv_heads)
-    streams = size * 2 * hidden + 8
+    elif dora:  # q and k before their turn; v is one and the same
+        attention += size * (q + kv)
+    streams = size * (2 + 2 * dora) * hidden + 8  # with DoRA what o and down add to the stream too
     selective = attention + streams + size * 2 * wide
     return selective + size * (2 * hidden + wide) if policy == "keep" else selective
 
@@ -151,14 +161,16 @@ def _backward(
     hidden, wide = shape.hidden, shape.intermediate
     # gradients of gate and up are in e4m3 too
     eighth = 2 * wide if fp8 else 0
-    # random numbers in float32, or later their mask and two copies of what is dropped, for the widest input
-    dropped = (5 + size) * wide if settings.dropout else 0
+    # one map's own input, or its gradient before it is added: the masks are computed and never stored
+    dropped = size * wide if settings.dropout else 0
     most = 0
     for policy in set(activations):
         inner = size * (3 * hidden + 3 * wide + (0 if policy == "keep" else wide))
         if policy in ("full", "offload"):  # the layer's own tensors, made again, and its input
-            inner += _kept(shape, "selective", size) + size * (2 * hidden + (2 * hidden if policy == "offload" else 0))
-            inner -= 2 * size * wide  # gradients of gate and up take the place of these
+            inner += _kept(shape, "selective", size, settings.dora)
+            inner += size * (2 * hidden + (2 * hidden if policy == "offload" else 0))
+            if not settings.dora:
+                inner -= 2 * size * wide  # gradients of gate and up take the place of these
         most = max(most, inner)
     return most + dropped + eighth
 

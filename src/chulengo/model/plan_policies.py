@@ -147,9 +147,7 @@ def _freed(wanted: Wanted) -> list[tuple[str, ...]]:
 def _candidates(shape: ModelShape, settings: TrainingMemory, wanted: Wanted) -> Iterator[Policies]:
     """Yields the policies of a run on a GPU, fastest first."""
     layers, tokens = shape.num_layers, settings.batch_size * settings.row_tokens
-    graphs = wanted.graphs == "always" or (
-        wanted.graphs == "auto" and not settings.dropout and tokens <= GRAPH_TOKENS
-    )
+    graphs = wanted.graphs == "always" or (wanted.graphs == "auto" and tokens <= GRAPH_TOKENS)
     last = "device" if shape.tied else "host"
     if wanted.activations != "auto":
         whole = (wanted.activations,) * layers

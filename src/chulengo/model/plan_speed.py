@@ -100,21 +100,23 @@ def predict_step(
     again = sum(policy in ("full", "offload") for policy in policies.activations) / layers
     linear = layers * shape.layer_linear_weights
     down = shape.linear("down_proj")
-    recomputed = 1 - down[0] * down[1] / shape.layer_linear_weights
+    recomputed = 1 if settings.dora else 1 - down[0] * down[1] / shape.layer_linear_weights
     flops = 2 * tokens * linear * (2 + again * recomputed)
     pairs = tokens * settings.row_tokens / 2 * shape.q_width * layers
     targets = linear_targets(settings.targets) or LINEAR_NAMES
-    widths = sum(sum(shape.linear(name)) for name in targets)
+    moved = _adapter_values(shape, settings, targets, again)
     # written at every use; or, folded, once an optimiser step; an adapter beside kept copies costs next to nothing
     once = 0.0 if policies.fp8 else 1 / settings.gradient_accumulation
     uses = (2 + again * recomputed) if policies.weights.startswith("stream") else once
+    if settings.dora:  # once an optimiser step every matrix is written for the norms of its rows
+        uses += 1 / settings.gradient_accumulation
     size = DTYPE_BYTES[settings.compute_dtype]
     written = 1.5 / FP8_DEQUANTISE_SHARE if policies.fp8 else (0.5 + size) / DEQUANTISE_SHARE
     parts = {
         "products": flops / (rates.product_flops * (FP8_PRODUCTS if policies.fp8 else 1)),
         "attention": 4 * pairs * (3.5 + again) / (ATTENTION_SHARE * rates.product_flops),
         "head": 4 * tokens * shape.hidden * shape.vocab / rates.product_flops,
-        "adapter": 2 * size * widths * tokens * layers / (FACTOR_SHARE * rates.copy_bytes),
+        "adapter": size * moved * tokens * layers / (FACTOR_SHARE * rates.copy_bytes),
         "dequantisation": written * linear * uses / rates.copy_bytes,
         "elementwise": tokens * layers * size * (22 * shape.hidden + 10 * shape.intermediate) * (1 + 0.35 * again)
         / (ELEMENTWISE_SHARE * rates.copy_bytes) * (FP8_ELEMENTWISE if policies.fp8 else 1),
@@ -124,3 +126,19 @@ def predict_step(
         launches *= FP8_LAUNCHES
     parts["waiting for launches"] = max(0.0, launches - sum(parts.values()))
     return StepTime(parts, tokens)
+
+
+def _adapter_values(shape: ModelShape, settings: TrainingMemory, targets: tuple[str, ...], again: float) -> float:
+    """Returns how many values a token and layer the adapter's own kernels read and write.
+
+    The gradients of A and B read inputs and outputs twice. What dropout and DoRA add is counted, not measured: dropped
+    copies of the input (made, then multiplied, in the forward and twice as much in the backward), a sum into the output
+    and one into the input's gradient; the output and its gradient once more.
+    """
+    inputs, outputs = (sum(shape.linear(name)[end] for name in targets) for end in (0, 1))
+    values: float = 2 * (inputs + outputs)
+    if settings.dropout:
+        values += (3 * inputs + 2 * outputs) * (1 + again) + 8 * inputs
+    if settings.dora:
+        values += 2 * outputs
+    return values

@@ -10,7 +10,8 @@ A replay computes gradients of the summed loss itself at once, before anybody kn
 `backward` multiplies them by what comes. So one replay belongs to one backward: a second replay before it would
 overwrite them, which is an error here.
 
-Not with dropout, whose masks are made by a seed on the host.
+Dropout masks are computed from a number of the micro-step in the device's memory. A replay is given the number of its
+own micro-step, and draws the masks that the step would have had without a graph.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ TOKEN_STEP = 256  # sizes are multiples of it, or of an eighth of the largest ba
 SEQUENCE_STEP = 32
 
 Key = tuple[int, ...]
-# (inputs on the device, embeddings or None) -> the summed loss, differentiable
-Loss = Callable[[PackedInputs, Tensor | None], Tensor]
+# (inputs on the device, embeddings or None, number of the dropout masks or None) -> the summed loss, differentiable
+Loss = Callable[[PackedInputs, Tensor | None, Tensor | None], Tensor]
 
 
 @dataclass(slots=True, eq=False)
 class _Captured:
     graph: torch.cuda.CUDAGraph
     inputs: PackedInputs
-    embedded_TD: Tensor | None
+    optional: tuple[Tensor | None, Tensor | None]  # embeddings, number of the dropout masks
     nll: Tensor
 
 
@@ -82,26 +83,28 @@ class StepGraphs:
         self._pool: Any = None
         self.serial = 0
 
-    def nll(self, inputs: PackedInputs, embedded_TD: Tensor | None) -> Tensor:
+    def nll(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
         """Returns the summed loss of a batch, differentiable once.
 
         Args:
             inputs: on the device, filled up by `filled`.
             embedded_TD: the tokens' embeddings, where the table is on the host.
+            seed_1: of the dropout masks, int64 [1] on the device; None: no dropout.
         """
         key = (len(inputs.ids_T), len(inputs.cu_seqlens), inputs.max_seqlen, len(inputs.target_N))
         if key not in self._seen:
             self._seen.add(key)
             self._flat.attach_gradients()
-            return self._loss(inputs, embedded_TD)
+            return self._loss(inputs, embedded_TD, seed_1)
         self._flat.release(self._gradient)
         captured = self._captured.get(key)
         if captured is None:
-            captured = self._captured[key] = self._capture(inputs, embedded_TD)
+            captured = self._captured[key] = self._capture(inputs, embedded_TD, seed_1)
         else:
             captured.inputs.copy_(inputs)
-            if captured.embedded_TD is not None and embedded_TD is not None:
-                captured.embedded_TD.copy_(embedded_TD)
+            for place, value in zip(captured.optional, (embedded_TD, seed_1), strict=True):
+                if place is not None and value is not None:
+                    place.copy_(value)
         captured.graph.replay()
         self.serial += 1
         nll: Tensor = _Replayed.apply(self._flat.parameter, captured.nll, self)  # type: ignore[no-untyped-call]
@@ -117,21 +120,22 @@ class StepGraphs:
         assert self._gradient is not None
         self._flat.add_gradients(self._gradient, factor)
 
-    def _capture(self, inputs: PackedInputs, embedded_TD: Tensor | None) -> _Captured:
+    def _capture(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> _Captured:
         if self._gradient is None:
             self._gradient = torch.empty_like(self._flat.parameter)
         inputs = inputs.clone()
         embedded_TD = None if embedded_TD is None else embedded_TD.clone()
+        seed_1 = None if seed_1 is None else seed_1.clone()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, pool=self._pool), torch.enable_grad():
             self._gradient.zero_()
             with self._flat.gradients_in(self._gradient):
-                nll = self._loss(inputs, embedded_TD)
+                nll = self._loss(inputs, embedded_TD, seed_1)
                 nll.backward()  # type: ignore[no-untyped-call]
             nll = nll.detach()
         self._pool = graph.pool()
-        return _Captured(graph, inputs, embedded_TD, nll)
+        return _Captured(graph, inputs, (embedded_TD, seed_1), nll)
 
 
 def filled(inputs: PackedInputs, most: int) -> PackedInputs:

@@ -173,7 +173,8 @@ def load_model(
             ) from error
         # float32 is a CPU's, where the forms differ in rounding only: a step of the demo took 0.148 s of one core with
         # W + s B A written once a step, 0.133 with two products more
-        model.attach_lora(**lora, seed=seed, form="separate" if choice.compute_dtype == "float32" else "auto")
+        separate = choice.compute_dtype == "float32" and not lora["dora"]  # which is only folded
+        model.attach_lora(**lora, seed=seed, form="separate" if separate else "auto")
         return model, {"name": "fast", **model.describe()}
     from chulengo.model.adapter import attach_lora, fully_trained
     from chulengo.model.load import load_base

@@ -102,10 +102,10 @@ def test_the_fast_engines_way_out(seven_b: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_run_that_the_fast_engine_does_not_cover(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["plan", "--model", str(seven_b), "--device-memory", "200GiB", "--set", "lora.dora=true",
+    arguments = ["plan", "--model", str(seven_b), "--device-memory", "200GiB", "--set", "lora.train_head=true",
                  "--set", "training.gradient_checkpointing=true"]  # fmt: skip
     assert main(arguments) == 0
-    assert "reference engine: lora.dora is true" in capsys.readouterr().out
+    assert "reference engine: lora.train_head is true" in capsys.readouterr().out
     assert main([*arguments, "--set", "model.engine=fast"]) == 2
     assert "model.engine is fast, which does not cover this run" in capsys.readouterr().err
 

@@ -66,7 +66,6 @@ def test_a_default_does_not_contradict_what_is_said() -> None:
         (["training.gradient_checkpointing=true", "model.activations_policy=keep"], "activations_policy is keep"),
         (["model.engine=reference", "model.weights_policy=stream"], "are the fast engine's"),
         (["model.engine=reference", "model.graphs=never"], "are the fast engine's"),
-        (["model.graphs=always", "lora.dropout=0.1"], "masks of lora.dropout"),
     ],
 )
 def test_contradictions(overrides: list[str], words: str) -> None:

@@ -25,7 +25,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_family("llama with every bias", tmp_path_factory.mktemp("llama"), num_hidden_layers=2)
 
 
-@pytest.mark.parametrize("lora", [{}, {"targets": ("down_proj", "q_proj"), "rank": 3}])
+@pytest.mark.parametrize(
+    "lora", [{}, {"targets": ("down_proj", "q_proj"), "rank": 3}, {"dora": True, "targets": ("v_proj", "up_proj")}]
+)
 def test_a_seed_begins_where_peft_begins(llama: Path, lora: dict[str, Any]) -> None:
     torch.manual_seed(9)
     expected = torch.rand(1)
@@ -40,8 +42,12 @@ def test_a_seed_begins_where_peft_begins(llama: Path, lora: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(
-    "lora", [{}, {"targets": ("q_proj", "up_proj"), "rslora": True}, {"dropout": 0.1, "rank": 2, "alpha": 16.0}]
-)
+    "lora",
+    [
+        {}, {"targets": ("q_proj", "up_proj"), "rslora": True}, {"dropout": 0.1, "rank": 2, "alpha": 16.0},
+        {"dora": True, "targets": ("k_proj", "down_proj")},
+    ],
+)  # fmt: skip
 def test_files_are_those_of_peft(llama: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
     reference = attach_lora(load_base(llama, device="cpu", name="org/base"), **{**LORA, **lora})
     model = make_fast(llama, name="org/base", lora=lora)
@@ -57,7 +63,7 @@ def test_files_are_those_of_peft(llama: Path, tmp_path: Path, lora: dict[str, An
     assert all(torch.equal(value, ours[name]) and value.dtype == ours[name].dtype for name, value in theirs.items())
 
 
-@pytest.mark.parametrize("lora", [{}, {"targets": ("o_proj",), "rslora": True}])
+@pytest.mark.parametrize("lora", [{}, {"targets": ("o_proj",), "rslora": True}, {"dora": True}])
 def test_plain_peft_loads_ours_and_we_load_peft(llama: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
     model = make_fast(llama, lora=lora)
     randomise(model.named_parameters(), size=0.2)
@@ -89,10 +95,10 @@ def test_the_base_is_the_model_without_its_adapter(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("lora", "said"),
     [
-        ({"dora": True}, "engine=reference"), ({"train_head": True}, "engine=reference"),
+        ({"dora": True, "dropout": 0.1}, "engine=reference"), ({"train_head": True}, "engine=reference"),
         ({"train_embeddings": True}, "engine=reference"), ({"rank": 0}, "1 and above"), ({"dropout": 1.0}, "up to"),
         ({"targets": ("q_prj",)}, "q_proj"), ({"targets": ()}, "all-linear"), ({"form": "fold"}, "folded"),
-        ({"dropout": 0.1, "form": "folded"}, "separate"),
+        ({"dropout": 0.1, "form": "folded"}, "separate"), ({"dora": True, "form": "separate"}, "folded, auto"),
     ],
 )
 def test_settings_that_are_refused(llama: Path, lora: dict[str, Any], said: str) -> None:
@@ -103,6 +109,7 @@ def test_settings_that_are_refused(llama: Path, lora: dict[str, Any], said: str)
 def test_the_form_is_said(llama: Path) -> None:
     assert make_fast(llama).describe()["adapter"] == "folded"
     assert make_fast(llama, lora={"dropout": 0.1}).describe()["adapter"] == "separate"
+    assert make_fast(llama, lora={"dora": True}).describe()["adapter"] == "folded"
     assert load_fast(llama, device="cpu", activations=["keep", "full"]).describe() == {
         "weights": "stream, float32", "activations": "keep: 1 layers, full: 1 layers", "adapter": "none",
         "embeddings": "device", "graphs": "none", "kernels": "reference: Triton does not compile for cpu",
@@ -113,7 +120,7 @@ def test_the_form_is_said(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"use_dora": True}, "use_dora"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"use_bdlora": {"a": 1}}, "use_bdlora"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"target_modules": ".*q_proj"}, "targets"),
         ({"peft_type": "IA3"}, "IA3"), ({"init_lora_weights": "pissa"}, "pissa"),
         ({"a_setting_of_2030": 3}, "a_setting_of_2030"), ({"layers_to_transform": [0]}, "layers_to_transform"),

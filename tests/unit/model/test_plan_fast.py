@@ -167,7 +167,7 @@ def test_recomputing_is_recomputing() -> None:
         assert set(policies.activations) <= {"full", "offload"}
 
 
-def test_graphs_for_small_steps_without_dropout() -> None:
+def test_graphs_for_small_steps() -> None:
     def graphs(**changes: Any) -> bool:
         policies = choose_policies(shape_of("7b"), TrainingMemory(**({"batch_size": 1, "row_tokens": 2048} | changes)),
                                    139 * GIB)  # fmt: skip
@@ -176,13 +176,33 @@ def test_graphs_for_small_steps_without_dropout() -> None:
 
     assert graphs()
     assert not graphs(row_tokens=2049)
-    assert not graphs(dropout=0.1)
+    assert graphs(dropout=0.1)
 
 
 def test_dropout_takes_memory() -> None:
     shape, policies = shape_of("7b"), Policies("stream", ("offload",) * 32)
     peaks = [predict_fast(shape, TrainingMemory(4, 2048, dropout=p), policies).peak_bytes for p in (0.0, 0.1)]
-    assert peaks[1] - peaks[0] == 8192 * 11008 * 7  # by count, see `linear_group._dropped`
+    assert peaks[1] - peaks[0] == 8192 * 11008 * 2  # by count, see `linear_group._dropped`
+    times = [predict_step(shape, TrainingMemory(4, 2048, dropout=p), policies, H200).seconds for p in (0.0, 0.1)]
+    assert 1.05 < times[1] / times[0] < 1.3
+
+
+def test_dora_takes_memory_and_time() -> None:
+    shape, targets = shape_of("7b"), 32 * (4 * 4096 + 2 * 11008 + 4096)
+    for policy, kept in (("keep", 4), ("selective", 4), ("full", 0)):
+        policies = Policies("stream", (policy,) * 32)
+        plain, dora = (predict_fast(shape, TrainingMemory(4, 2048, rank=16, dora=x), policies) for x in (False, True))
+        parts = {name: size - plain.parts[name] for name, size in dora.parts.items()}
+        assert parts["kept by the layers"] == 32 * 8192 * 4096 * 2 * kept  # q, k, o and down, by count
+        assert dora.num_trainable - plain.num_trainable == targets
+        # m with its gradient and states; its copy, g, and a second B in 16 bits
+        assert parts["adapter and its copies"] == targets * (4 + 2) + targets * (8 + 2 * 16)
+        assert dora.peak_bytes > plain.peak_bytes
+        slower = [
+            predict_step(shape, TrainingMemory(4, 2048, dora=x, gradient_accumulation=2), policies, H200).seconds
+            for x in (False, True)
+        ]  # fmt: skip
+        assert 1.005 < slower[1] / slower[0] < 1.2
 
 
 def test_a_tied_table_stays_on_the_device() -> None:

@@ -274,11 +274,16 @@ def test_a_parameter_with_zero_gradients_is_named_after_warmup(llama: Path, tmp_
     assert "exactly zero in all 5 steps" in text  # learning rate 0 at step 1, three steps that move, judged at the next
 
 
-@pytest.mark.parametrize("batching", ["group_by_length", "packed"])
-def test_resume_is_bit_equal_to_going_straight(llama: Path, engine: str, tmp_path: Path, batching: str) -> None:
+@pytest.mark.parametrize(
+    ("batching", "lora"),
+    [("group_by_length", {"dropout": 0.2}), ("packed", {"dropout": 0.2}), ("packed", {"dora": True})],
+)
+def test_resume_is_bit_equal_to_going_straight(
+    llama: Path, engine: str, tmp_path: Path, batching: str, lora: dict[str, Any]
+) -> None:
     rows = make_rows(37)
     changes: dict[str, Any] = {"batching": batching, "save_every_steps": 2, "epochs": 3.0, "log_every_steps": 3}
-    straight = make_model(llama, engine=engine, dropout=0.2)
+    straight = make_model(llama, engine=engine, **lora)
     outcome, expected = train(straight, tmp_path / "straight", rows, VALIDATION, **changes)
 
     class Crash(Exception):
@@ -295,10 +300,10 @@ def test_resume_is_bit_equal_to_going_straight(llama: Path, engine: str, tmp_pat
     for crash in (4, 8):  # in the first epoch and in the second
         with pytest.raises(Crash):
             train(
-                make_model(llama, engine=engine, dropout=0.2, seed=1), tmp_path / "run", rows, VALIDATION,
+                make_model(llama, engine=engine, seed=1, **lora), tmp_path / "run", rows, VALIDATION,
                 resume=crash > 4, sinks=[seen.append, crash_at(crash)], **changes,
             )
-    model = make_model(llama, engine=engine, dropout=0.2, seed=1)
+    model = make_model(llama, engine=engine, seed=1, **lora)
     torch.manual_seed(99)  # whatever the process did before must not matter
     resumed, rest = train(model, tmp_path / "run", rows, VALIDATION, resume=True, **changes)
     assert resumed.steps == outcome.steps

@@ -23,7 +23,7 @@ import triton.language as tl
 
 from chulengo.kernels.applies import need, need_rows
 from chulengo.kernels.fused.launch import need_launchable
-from chulengo.kernels.reference.nf4 import NESTED_BLOCK_SIZE, NF4Weight
+from chulengo.kernels.reference.nf4 import NESTED_BLOCK_SIZE, NF4Weight, check_row_scale
 
 LARGEST_RANK = 128
 WORDS = 512  # 32-bit words a program of 4 warps: 16 bytes a thread to read, 64 to write
@@ -83,11 +83,11 @@ def _values(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, leve
 
 
 @triton.jit
-def _tile(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels_ptr, a_ptr, b_ptr, out_ptr, num_out,
-          num_in, lora_scale, stride_a, stride_b, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr,
-          PRECISION: tl.constexpr, QUANT_BLOCK: tl.constexpr, NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr,
-          BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr):  # fmt: skip
-    """W + s B A for one tile."""
+def _tile(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels_ptr, a_ptr, b_ptr, row_scale_ptr,
+          out_ptr, num_out, num_in, lora_scale, stride_a, stride_b, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr,
+          PRECISION: tl.constexpr, SCALED: tl.constexpr, QUANT_BLOCK: tl.constexpr, NESTED: tl.constexpr,
+          NESTED_BLOCK: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr):  # fmt: skip
+    """W + s B A for one tile, its rows scaled where asked for."""
     row = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     value = _values(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels_ptr, row, num_out, num_in,
                     QUANT_BLOCK, NESTED, NESTED_BLOCK, BLOCK_O, BLOCK_I)  # fmt: skip
@@ -99,6 +99,9 @@ def _tile(packed_ptr, absmax_ptr, nested_ptr, nested_map_ptr, offset_ptr, levels
                 other=0.0)  # fmt: skip
     # W + s * (B @ A)
     value += lora_scale * tl.dot(b, a, input_precision=PRECISION)
+    if SCALED:
+        # (W + s * (B @ A)) * g[:, None]
+        value *= tl.load(row_scale_ptr + row, mask=row_in, other=0.0)[:, None]
     keep = row_in[:, None] & column_in[None, :]
     tl.store(out_ptr + row[:, None] * num_in + column[None, :], value.to(out_ptr.dtype.element_ty), mask=keep)
 
@@ -156,6 +159,7 @@ def dequantize(
     lora_a_RI: torch.Tensor | None = None,
     lora_b_OR: torch.Tensor | None = None,
     lora_scale: float = 1.0,
+    row_scale_O: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns the weight [O, I] in `dtype`, plus `lora_scale * B A` where given. See `reference.nf4.dequantize`."""
@@ -168,8 +172,11 @@ def dequantize(
         f"`out` is {tuple(out.shape)} {out.dtype} with strides {out.stride()}.",
         allowed=f"contiguous {weight.shape} {dtype}",
     )
+    if row_scale_O is not None:
+        check_row_scale(row_scale_O, weight, lora_a_RI)
+        need(row_scale_O.is_contiguous(), "The scales of rows are not contiguous.")
     if lora_a_RI is not None:
-        _launch_tile(weight, lora_a_RI, lora_b_OR, lora_scale, out)
+        _launch_tile(weight, lora_a_RI, lora_b_OR, lora_scale, row_scale_O, out)
         return out
     num_values = out.numel()
     per_load = 8 if num_values % 8 == 0 and weight.packed.data_ptr() % 4 == 0 else 2
@@ -196,7 +203,7 @@ def dequantize_fp8(weight: NF4Weight, scale: torch.Tensor, out: torch.Tensor, *,
                num_warps=4, **_constants(weight))  # fmt: skip
 
 
-def _launch_tile(weight, lora_a_RI, lora_b_OR, lora_scale, out):
+def _launch_tile(weight, lora_a_RI, lora_b_OR, lora_scale, row_scale_O, out):
     num_out, num_in = weight.shape
     _need_words(weight)
     a, b, rank = lora_a_RI.detach(), lora_b_OR.detach(), lora_a_RI.shape[0]
@@ -204,10 +211,11 @@ def _launch_tile(weight, lora_a_RI, lora_b_OR, lora_scale, out):
     # bfloat16 factors multiply exactly in float32; float32 ones take three passes of the tensor cores
     precision = "tf32x3" if a.dtype == torch.float32 else "ieee"
     grid = (triton.cdiv(num_in, BLOCK_I), triton.cdiv(num_out, BLOCK_O))
-    _tile[grid](weight.packed.view(-1).view(torch.int32), *_tables(weight), weight.quant_map, a, b, out, num_out,
-                num_in, float(lora_scale), a.stride(0), b.stride(0), RANK=rank,
-                RANK_BLOCK=max(16, triton.next_power_of_2(rank)), PRECISION=precision, BLOCK_O=BLOCK_O,
-                BLOCK_I=BLOCK_I, num_warps=4, **_constants(weight))  # fmt: skip
+    row_scale = weight.quant_map if row_scale_O is None else row_scale_O
+    _tile[grid](weight.packed.view(-1).view(torch.int32), *_tables(weight), weight.quant_map, a, b, row_scale, out,
+                num_out, num_in, float(lora_scale), a.stride(0), b.stride(0), RANK=rank,
+                RANK_BLOCK=max(16, triton.next_power_of_2(rank)), PRECISION=precision, SCALED=row_scale_O is not None,
+                BLOCK_O=BLOCK_O, BLOCK_I=BLOCK_I, num_warps=4, **_constants(weight))  # fmt: skip
 
 
 def _need_words(weight: NF4Weight) -> None:

@@ -198,6 +198,7 @@ def dequantize(
     lora_a_RI: Tensor | None = None,
     lora_b_OR: Tensor | None = None,
     lora_scale: float = 1.0,
+    row_scale_O: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Returns the weight [O, I] in `dtype`, with `lora_scale * B A` added where an adapter is given.
@@ -211,13 +212,28 @@ def dequantize(
         lora_a_RI: [R, I] or None.
         lora_b_OR: [O, R]; given exactly when `lora_a_RI` is.
         lora_scale: alpha / rank, or alpha / sqrt(rank).
+        row_scale_O: float32, of the rows of the sum; only with an adapter.
         out: a contiguous [O, I] tensor of `dtype` to write into.
     """
-    value_OI = _values(weight, lora_a_RI, lora_b_OR, lora_scale).to(dtype)
+    value_OI = _values(weight, lora_a_RI, lora_b_OR, lora_scale)
+    if row_scale_O is not None:
+        check_row_scale(row_scale_O, weight, lora_a_RI)
+        value_OI = value_OI * row_scale_O[:, None]
+    value_OI = value_OI.to(dtype)
     if out is None:
         return value_OI
     out.copy_(value_OI)
     return out
+
+
+def check_row_scale(row_scale_O: Tensor, weight: NF4Weight, lora_a_RI: Tensor | None) -> None:
+    """Raises `KernelError` unless the scales are float32 [O] and there is an adapter."""
+    need(
+        row_scale_O.shape == (weight.shape[0],) and row_scale_O.dtype == torch.float32,
+        f"The scales of rows are {tuple(row_scale_O.shape)} {row_scale_O.dtype} for a weight {weight.shape}.",
+        allowed=f"float32 [{weight.shape[0]}]",
+    )
+    need(lora_a_RI is not None, "Rows are scaled, but there is no adapter.", allowed="scales of W + s B A")
 
 
 def _values(weight: NF4Weight, lora_a_RI: Tensor | None, lora_b_OR: Tensor | None, lora_scale: float) -> Tensor:

@@ -1,0 +1,122 @@
+"""What a replayed graph is given, on a CPU: a graph that computes its loss again from the tensors it was captured with.
+
+That CUDA's graphs do so is tested on a GPU, in tests/kernels/test_llama_fused.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chulengo.data.batches import collate_packed
+from chulengo.model.fast import FastModel
+from chulengo.model.packed_inputs import pack_batch
+from chulengo.model.step_graph import StepGraphs
+from fast_models import LORA, make_family, make_fast, randomise
+from training_kit import VOCAB, make_rows
+
+BATCH = pack_batch(collate_packed([make_rows(3, longest=9)], pad_id=0))
+BATCHES = [replace(BATCH, ids_T=(BATCH.ids_T + number) % VOCAB) for number in range(4)]  # one graph serves all
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_family("qwen 3", tmp_path_factory.mktemp("qwen"), num_hidden_layers=2)
+
+
+class RepeatedLoss:
+    """Stands in for a CUDA graph: `replay` computes what was captured again, from whatever its tensors hold now."""
+
+    def __init__(self, graphs: StepGraphs) -> None:
+        self.graphs = graphs
+        self.arguments: tuple[Any, ...] = ()
+
+    def pool(self) -> None:
+        return None
+
+    def replay(self) -> None:
+        gradient = self.graphs._gradient
+        assert gradient is not None
+        gradient.zero_()
+        with torch.enable_grad(), self.graphs._flat.gradients_in(gradient):
+            nll = self.graphs._loss(*self.arguments)
+            nll.backward()
+        (captured,) = (each for each in self.graphs._captured.values() if each.graph is self)  # type: ignore[comparison-overlap]
+        captured.nll.copy_(nll.detach())
+
+
+@pytest.fixture
+def graphed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FastModel:
+    model = make_fast(folder, lora={"dropout": 0.3})
+    assert model._flat is not None
+    graphs = model._graphs = StepGraphs(model._flat, model._loss)
+    made: list[RepeatedLoss] = []
+
+    def new_graph() -> RepeatedLoss:
+        made.append(RepeatedLoss(graphs))
+        return made[-1]
+
+    @contextlib.contextmanager
+    def capture(graph: RepeatedLoss, pool: Any = None) -> Any:
+        right = graphs._loss
+
+        def noted(*arguments: Any) -> Tensor:
+            graph.arguments = arguments
+            return right(*arguments)
+
+        graphs._loss = noted
+        yield
+        graphs._loss = right
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", new_graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return model
+
+
+def trained(model: FastModel) -> list[Tensor]:
+    """Returns the loss and the gradient of several micro-steps over batches of one size."""
+    randomise(model.named_parameters())
+    model.train()
+    found = []
+    for step in range(6):
+        model.clear_gradients()
+        nll, _ = model.nll(BATCHES[step % len(BATCHES)])
+        (nll / 7).backward()
+        (flat,) = model.trainable_parameters()
+        found += [nll.detach(), flat.grad.clone()]  # type: ignore[union-attr]
+    return found
+
+
+def test_a_replay_draws_the_masks_of_its_own_step(folder: Path, graphed: FastModel) -> None:
+    plain = make_fast(folder, lora={"dropout": 0.3})
+    expected, found = trained(plain), trained(graphed)
+    assert graphed._graphs is not None
+    assert len(graphed._graphs._captured) == 1
+    assert graphed._graphs.serial == 5
+    for value, own in zip(expected, found, strict=True):
+        torch.testing.assert_close(own, value, rtol=1e-4, atol=1e-5)
+    assert plain.micro_step == graphed.micro_step == 6
+    assert LORA["seed"] == graphed.dropout_seed
+
+
+def test_a_replay_with_the_masks_of_the_captured_step_is_seen(
+    folder: Path, graphed: FastModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = trained(make_fast(folder, lora={"dropout": 0.3}))
+    right = StepGraphs.nll
+
+    def stale(self: StepGraphs, inputs: Any, embedded: Any, seed_1: Tensor) -> Tensor:
+        for captured in self._captured.values():  # what would happen if nobody copied the number
+            seed_1 = captured.optional[1]  # type: ignore[assignment]
+        return right(self, inputs, embedded, seed_1)
+
+    monkeypatch.setattr(StepGraphs, "nll", stale)
+    found = trained(graphed)
+    assert not torch.allclose(found[-2], expected[-2], rtol=1e-4)
