@@ -31,8 +31,8 @@ ROW_TOKENS, BATCH_ROWS = 128, 16
 def make_tokenizer(text: str, vocab_size: int) -> Any:
     """Returns a Unigram tokenizer of the text, with T5's special tokens.
 
-    SentencePiece finds the pieces, as it did for T5. The trainer of `tokenizers` walks hash maps with a new seed in each
-    process, with one thread too: its sums, and with them pieces and scores, come out differently each time.
+    SentencePiece finds the pieces, as it did for T5. The trainer of `tokenizers` walks hash maps with a new seed in
+    each process, with one thread too: its sums, and with them pieces and scores, come out differently each time.
     """
     import sentencepiece
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
