@@ -136,14 +136,13 @@ def histograms(columns: Mapping[str, Sequence[float]], unit: str) -> list[tuple[
     x = svg.linear_axis(0, edges[-1], most=5, whole=True, snug=True)
     y = svg.linear_axis(0, max(share for shares in counts.values() for share in shares), most=3,
                         write=_percents)
-    beyond = together[-1] >= edges[-1]
-    label = f"{unit}; the last bar holds all longer ones" if beyond else unit
     drawn = []
     for name, values in filled.items():
         median, longest = values[len(values) // 2], values[-1]
         summary = f"median {whole(median)}, longest {whole(longest)} {unit}, {whole(len(values))} texts"
+        summary += "; the last bar holds all longer ones" if longest >= edges[-1] else ""
         drawn.append((name, svg.bars(counts[name], edges, x, y, style=_side_style(name), says=f"{name}: {summary}.",
-                                     x_label=label, mark=median + 0.5), summary))
+                                     x_label=unit, mark=median + 0.5), summary))
     return drawn
 
 
