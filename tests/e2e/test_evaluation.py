@@ -212,6 +212,8 @@ def test_base_against_tuned(adapter: Path, held_out: Path, tmp_path: Path, capsy
     assert list(results["scores"]) == list(results["sides"]) == ["base", "tuned"]
     assert results["sides"]["base"]["adapter"] is None
     assert results["sides"]["tuned"]["adapter"] == str(adapter)
+    assert results["command"] == ["chulengo", "eval", "--task", "chat", "--adapter", str(adapter), "--data",
+                                  str(held_out), *WORDS, "--out", str(tmp_path / "both")]
     names = [score["name"] for score in results["scores"]["base"]]
     assert names == [comparison["name"] for comparison in results["comparisons"]]
     assert names[0] == "perplexity"

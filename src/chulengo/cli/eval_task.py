@@ -178,7 +178,7 @@ def _results(
     other: tuple[str, list[Any]] | None, seconds: Seconds, arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     from chulengo.evaluate.task_scores import compared, results_of
-    from chulengo.train.manifest import versions
+    from chulengo.train.manifest import masked, versions
 
     draws, seed = arguments.draws, arguments.seed
     comparisons = []
@@ -195,8 +195,8 @@ def _results(
         task, data.items, data.facts, sides,
         settings={**settings.to_dict(), "batch_size": arguments.batch_size, "draws": draws, "draws_seed": seed,
                   "renderer": session.renderer.fingerprint()},
-        versions={**versions(), **counting_versions()}, seconds=seconds.summary(), comparisons=comparisons,
-        compared_with=compared_with,
+        versions={**versions(), **counting_versions()}, seconds=seconds.summary(),
+        command=masked(arguments.command), comparisons=comparisons, compared_with=compared_with,
     )
 
 

@@ -129,12 +129,14 @@ def _write(
 ) -> None:
     from chulengo.evaluate.results import write_results
     from chulengo.evaluate.task_scores import results_of
+    from chulengo.train.manifest import masked
 
     other = {"results": arguments.compare_with, "comparisons": [c.to_dict() for c in comparisons]}
     results = results_of(
         task, data.items, data.facts, {SIDE: side},
         settings={"missing": arguments.missing, "draws": arguments.draws, "seed": arguments.seed},
-        versions=counting_versions(), seconds=seconds, compared_with=other if comparisons else None,
+        versions=counting_versions(), seconds=seconds, command=masked(arguments.command),
+        compared_with=other if comparisons else None,
     )
     write_results(path, results, indent=None)
     print(f"written to {path}", file=sys.stderr)

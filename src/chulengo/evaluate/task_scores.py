@@ -135,7 +135,7 @@ def stored_side(results: Mapping[str, Any], task: str, where: str) -> tuple[str,
 def results_of(
     task: Task, items: Sequence[Item], data: Mapping[str, Any], sides: Mapping[str, Side], *,
     settings: Mapping[str, Any], versions: Mapping[str, Any], seconds: Mapping[str, Any],
-    comparisons: Sequence[Comparison] = (), compared_with: Mapping[str, Any] | None = None,
+    command: Sequence[str], comparisons: Sequence[Comparison] = (), compared_with: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the content of a results file.
 
@@ -147,13 +147,14 @@ def results_of(
         settings: how answers were generated.
         versions: of the packages.
         seconds: where the time went.
+        command: what was typed, without secrets.
         comparisons: tuned less base.
         compared_with: comparisons with the results of another evaluation, and where those are.
     """
     return {
         "format": RESULTS_FORMAT, "task": task.name, "headline": task.headline, "description": task.description,
         "data": dict(data), "sides": {name: side.about for name, side in sides.items()}, "settings": dict(settings),
-        "versions": dict(versions), "seconds": dict(seconds),
+        "versions": dict(versions), "seconds": dict(seconds), "command": list(command),
         "not_computed": {name: why for side in sides.values() for name, why in side.not_computed.items()},
         "unread": {name: list(side.unread) for name, side in sides.items()},
         "missing": {name: list(side.missing) for name, side in sides.items()},

@@ -104,6 +104,8 @@ def evaluation(results: Results) -> dict[str, Any]:
     first = headline(results, rows if any(row.difference is not None for row in rows) else against or rows)
     data = results.content.get("data")
     source = data.get("source") if isinstance(data, dict) else data
+    groups = examples.groups_of(results, first)
+    valued = any(reply.value for group in groups for item in group.shown for reply in item.replies)
     return {
         "task": results.task,
         "data": facts.data_name(source),
@@ -119,9 +121,9 @@ def evaluation(results: Results) -> dict[str, Any]:
         "many": sum(row.interval is not None for row in rows) >= MANY_SCORES,
         "definitions": [(row.label, row.version, row.definition) for row in rows],
         "settings": _pairs(results.content.get("settings")),
-        "groups": examples.groups_of(results, first),
+        "groups": groups,
         "num_examples": whole(len(results.examples)),
-        "by": "" if first is None else inline(first.label),
+        "by": inline(first.label) if first is not None and valued else "",
     }
 
 
