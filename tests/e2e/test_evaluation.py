@@ -100,6 +100,20 @@ def test_pubmedqa_s_published_human_scores(shared_data: Path, tmp_path: Path, ca
     assert found["accuracy"] == 78.0
     assert round(found["macro_f1"], 2) == 72.19
     assert found["num_items"] == 500
+    # 276 of the 500 are yes: what no model at all would have
+    always = found["one_answer"]
+    assert always["answer"] == "yes"
+    compared = {each["name"]: each for each in always["comparisons"]}
+    assert list(compared) == ["accuracy", "macro_f1", "f1:yes", "f1:no", "f1:maybe"]
+    assert (compared["accuracy"]["base"], compared["accuracy"]["tuned"]) == (276 / 500, 0.78)
+    assert compared["accuracy"]["verdict"] == "better"
+    said = done(capsys, *words[:-1], "--out", tmp_path / "results")[0]
+    assert re.search(r"against always answering 'yes', the most frequent answer:\n.*\naccuracy +55.2% +78.0% ", said)
+    done(capsys, "report", "--results", tmp_path / "results", "--out", tmp_path / "r.html", "--markdown",
+         tmp_path / "card.md")
+    for name in ("r.html", "card.md"):
+        text = (tmp_path / name).read_text(encoding="utf-8").replace("\u202f", " ")
+        assert "Always answering “yes” would give 55.2 %; the model is better than that (+22.8 points" in text
 
 
 def test_scoring_needs_no_torch(tmp_path: Path) -> None:

@@ -110,6 +110,19 @@ def item_lines(comparisons: Sequence[Comparison], headline: str | None) -> list[
     return lines
 
 
+def show_one_answer(stored: Mapping[str, Any] | None, side: str) -> None:
+    """Prints how one side compares with always giving the most frequent answer; nothing where that was not computed."""
+    if not stored:
+        return
+    print(f"\nagainst {said_of_one_answer(stored)}, the most frequent answer:")
+    show_table(two_sides(("always", side), comparisons_from(stored["comparisons"]), None, {}))
+
+
+def said_of_one_answer(stored: Mapping[str, Any]) -> str:
+    """Returns what the stored comparison with one answer is a comparison with."""
+    return f"always answering '{stored['answer']}'"
+
+
 def show_table(rows: Sequence[Sequence[str]]) -> None:
     """Prints a table, drawn on a terminal and plain elsewhere."""
     if sys.stdout.isatty():

@@ -136,6 +136,7 @@ def results_of(
     task: Task, items: Sequence[Item], data: Mapping[str, Any], sides: Mapping[str, Side], *,
     settings: Mapping[str, Any], versions: Mapping[str, Any], seconds: Mapping[str, Any],
     command: Sequence[str], comparisons: Sequence[Comparison] = (), compared_with: Mapping[str, Any] | None = None,
+    one_answer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the content of a results file.
 
@@ -150,6 +151,7 @@ def results_of(
         command: what was typed, without secrets.
         comparisons: tuned less base.
         compared_with: comparisons with the results of another evaluation, and where those are.
+        one_answer: the comparison with always giving one answer; see `one_answer`.
     """
     return {
         "format": RESULTS_FORMAT, "task": task.name, "headline": task.headline, "description": task.description,
@@ -161,6 +163,7 @@ def results_of(
         "scores": {name: [score.to_dict() for score in side.scores] for name, side in sides.items()},
         "comparisons": [comparison.to_dict() for comparison in comparisons],
         **({"compared_with": dict(compared_with)} if compared_with else {}),
+        **({"one_answer": dict(one_answer)} if one_answer else {}),
         "examples": _examples(items, sides),
     }
 
