@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from chulengo.data.wording import four_digits
+
 if TYPE_CHECKING:
     from chulengo.evaluate.comparison import Comparison
     from chulengo.evaluate.results import Score
@@ -30,7 +32,7 @@ def number(value: float, unit: str) -> str:
     """Returns one number in its unit."""
     if unit == "share":
         return f"{value:.1%}"
-    return f"{value:.2f}" if unit == "points" else f"{value:.4g}"
+    return f"{value:.2f}" if unit == "points" else four_digits(value)
 
 
 def difference_cell(comparison: Comparison) -> str:
@@ -38,7 +40,7 @@ def difference_cell(comparison: Comparison) -> str:
     def signed(value: float) -> str:
         if comparison.unit == "share":
             return f"{100 * value:+.1f}"
-        return f"{value:+.2f}" if comparison.unit == "points" else f"{value:+.4g}"
+        return f"{value:+.2f}" if comparison.unit == "points" else four_digits(value, "+")
 
     if comparison.difference != comparison.difference:
         return "undefined"
