@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.metadata
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +75,12 @@ def read_data(task: Task, config: RunConfig, arguments: argparse.Namespace, *, p
 
     if not arguments.data:
         raise ConfigError(f"No data for the task {task.name}.", next_step="--data FILE")
-    return read_task_data(task, arguments.data, choice_from(config, arguments), prompts=prompts)
+    data = read_task_data(task, arguments.data, choice_from(config, arguments), prompts=prompts)
+    asked, found = data.facts["num_rows"], data.facts["rows"]
+    if asked is not None and found < asked:
+        cleaned = " after cleaning" if data.facts["cleaning"] else ""
+        print(f"note: {asked:,} rows are asked for; there are {found:,}{cleaned}, and all are taken", file=sys.stderr)
+    return data
 
 
 def counting_versions() -> dict[str, str | None]:
