@@ -155,7 +155,7 @@ def test_a_task_of_one_s_own_from_data_to_compare(tmp_path: Path, capsys: Captur
     assert json.loads(again)["comparisons"] == found["comparisons"]
     few = ("score", "--task", task, "--data", data, "--predictions", tmp_path / "second.jsonl", "--num-rows")
     assert "note: 50 rows are asked for; there are 30, and all are taken" in done(capsys, *few, "50")[1]
-    assert "are asked for" not in done(capsys, *few, "20")[1]
+    assert "are asked for" not in done(capsys, *few, "30")[1]
 
 
 def test_bad_predictions_and_tasks(tmp_path: Path, capsys: Capture) -> None:
