@@ -210,7 +210,7 @@ def _one_answer_table(results: Mapping[str, Any]) -> str:
     always = said_of_one_answer(stored)
     rows = [f"| metric | {always} | after | difference (95 % interval) | |", "|---|---|---|---|---|"]
     for each in comparisons_from(stored["comparisons"]):
-        values = (number(side, each.unit) if side == side else "undefined" for side in (each.base, each.tuned))
+        values = (number(side, each.unit) for side in (each.base, each.tuned))
         rows.append(f"| {each.name} | {' | '.join(values)} | {difference_cell(each)} | {verdict_cell(each)} |")
     return f"\n\nAgainst {always}, the most frequent of the right answers:\n\n" + "\n".join(rows)
 

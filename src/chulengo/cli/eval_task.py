@@ -223,4 +223,4 @@ def _show(task: Task, sides: dict[str, Side], results: dict[str, Any], arguments
         print("\n".join(item_lines(others, task.headline)))
     show_one_answer(results.get("one_answer"), "tuned" if "tuned" in sides else "base")
     share = results["seconds"]["harness_share"]
-    print(f"{results['seconds']['total']:.1f} s, of which the model's own work all but {share:.1%}", file=sys.stderr)
+    print(f"{results['seconds']['total']:.1f} s, {share:.1%} of it outside the model", file=sys.stderr)

@@ -29,7 +29,9 @@ def score_cell(score: Score, *, interval: bool = True) -> str:
 
 
 def number(value: float, unit: str) -> str:
-    """Returns one number in its unit."""
+    """Returns one number in its unit; NaN is what the items do not define."""
+    if value != value:
+        return "undefined"
     if unit == "share":
         return f"{value:.1%}"
     return f"{value:.2f}" if unit == "points" else four_digits(value)
