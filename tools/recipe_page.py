@@ -19,7 +19,7 @@ from chulengo.cli.score_view import (
 )
 from chulengo.evaluate.comparison import Comparison
 from chulengo.evaluate.results import Score, read_results, score_from_dict, stored_scores
-from chulengo.evaluate.task_scores import compared, main_side, of_other_items
+from chulengo.evaluate.task_scores import compared, main_side
 from recipe_run import Ran, Recipe, RecipeError, as_typed
 
 MAX_EXAMPLES, MAX_CHARS = 3, 240  # what a page may quote of a data set
@@ -42,9 +42,10 @@ def comparison_of(results: str | Sequence[str], folder: Path) -> tuple[list[Comp
         name, _, side = each.partition(":")
         found = read_results(folder / name)
         sides.append(stored_scores(found, side or main_side(found)))
-    base, tuned = (list(side.values()) for side in sides)
-    other = of_other_items(base, tuned)
-    return compared([score for score in base if score.name not in other], tuned, draws=10_000, seed=0), found
+    # a score that is undefined for a conversation (repetition of a single turn) leaves it out
+    ids = [{name: {item["id"] for item in score.items} for name, score in side.items()} for side in sides]
+    same = [name for name in sides[0] if ids[0][name] == ids[1].get(name)]
+    return compared([sides[0][name] for name in same], [sides[1][name] for name in same], draws=10_000, seed=0), found
 
 
 def headline_of(recipe: Recipe, folder: Path) -> tuple[Comparison, str]:

@@ -29,24 +29,22 @@ def run(arguments: argparse.Namespace) -> int:
     from chulengo.cli.score_view import item_lines, show_table, two_sides
     from chulengo.errors import DataError
     from chulengo.evaluate.results import read_results
-    from chulengo.evaluate.task_scores import compared, of_other_items, stored_side
+    from chulengo.evaluate.task_scores import compared, stored_side
 
     check_task_arguments(arguments)
     first = read_results(Path(arguments.first))
     base = stored_side(first, first["task"], arguments.first)
     tuned = stored_side(read_results(Path(arguments.second)), first["task"], arguments.second)
-    left_out = of_other_items(base[1], tuned[1])
-    same = [score for score in base[1] if score.name not in left_out]
-    comparisons = compared(same, tuned[1], draws=arguments.draws, seed=arguments.seed)
+    comparisons = compared(base[1], tuned[1], draws=arguments.draws, seed=arguments.seed)
     if not comparisons:
         raise DataError("The two have no metric in common.", next_step="evaluate both with the same task")
     if arguments.json:
         print(json.dumps({
             "task": first["task"], "first": arguments.first, "second": arguments.second,
-            "comparisons": [comparison.to_dict() for comparison in comparisons], "left_out": left_out,
+            "comparisons": [comparison.to_dict() for comparison in comparisons],
         }, ensure_ascii=False, allow_nan=False))
         return 0
     headline = first.get("headline")
-    show_table(two_sides((arguments.first, arguments.second), comparisons, headline, left_out))
+    show_table(two_sides((arguments.first, arguments.second), comparisons, headline, {}))
     print("\n".join(item_lines(comparisons, headline)))
     return 0

@@ -113,21 +113,6 @@ def compared(
     return compare_all(pairs, draws=draws, seed=seed)
 
 
-def of_other_items(base: Sequence[Score], tuned: Sequence[Score]) -> dict[str, str]:
-    """Returns the metrics that cover other items on the two sides, each with the reason; none where all of them do.
-
-    A score that is undefined for a conversation leaves it out (the repetition of a single turn), so two simulations of
-    the same dialogues agree in the items of most scores only. Where no score agrees, the evaluations are of other data.
-    """
-    ids = [{score.name: {item["id"] for item in score.items} for score in side} for side in (base, tuned)]
-    shared = [name for name in ids[0] if name in ids[1]]
-    other = [name for name in shared if ids[0][name] != ids[1][name]]
-    if len(other) == len(shared):
-        return {}
-    return {name: f"it covers other items on the two sides ({len(ids[0][name])} and {len(ids[1][name])})"
-            for name in other}
-
-
 def main_side(results: Mapping[str, Any]) -> str:
     """Returns the side of stored results that another evaluation is compared with: the tuned one where there is one."""
     sides = list(results["scores"])

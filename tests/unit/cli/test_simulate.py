@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -97,31 +96,6 @@ def test_a_replay_is_compared_with_the_real_agent(dialogues: Path, tmp_path: Pat
     ]
     assert results["examples"][2]["question"] == "Who are you?\nTell me."
     assert "We are a help desk." in (tmp_path / "o" / "transcripts.html").read_text(encoding="utf-8")
-
-
-def test_two_simulations_are_compared_where_they_cover_the_same(
-    dialogues: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    pytest.importorskip("rouge_score")
-    assert simulate("--replay", dialogues, "--temperature", 0, "--out", tmp_path / "one") == 0
-    results = json.loads((tmp_path / "one" / "results.json").read_text(encoding="utf-8"))
-
-    def compared(*left_out: str) -> int:
-        """Compares with the same results in which scores are undefined for their first conversation."""
-        changed = copy.deepcopy(results)
-        for score in changed["scores"]["base"]:
-            if score["name"] in left_out:
-                del score["items"][0]
-        (tmp_path / "two.json").write_text(json.dumps(changed), encoding="utf-8")
-        capsys.readouterr()
-        return main(["compare", str(tmp_path / "one"), str(tmp_path / "two.json"), "--draws", "100"])
-
-    assert compared("agent_repetition") == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
-    assert "not computed: it covers other items on the two sides (2 and 1)" in lines["agent_repetition"]
-    assert lines["turns"].endswith("2")
-    assert compared(*(score["name"] for score in results["scores"]["base"])) == 2
-    assert "are of other items" in capsys.readouterr().err
 
 
 def test_dialogues_become_training_data_for_either_side(dialogues: Path, tmp_path: Path) -> None:
