@@ -94,6 +94,8 @@ def results(*, run: Path | None = None, items: int = 120, gain: float = 0.5) -> 
         "sides": {"base": {"model": "nano", "adapter": None}, "tuned": {"model": "nano", "adapter": adapter}},
         "settings": {"max_new_tokens": 32, "temperature": 0.0}, "versions": {"chulengo": "0.1.0", "torch": "2.11.0"},
         "seconds": {"base": 12.0, "tuned": 13.0},
+        "command": ["chulengo", "eval", "--adapter", adapter or "runs/support", "--task", "squad", "--data",
+                    "/somewhere/dev-v1.1.json", "--set", "data.cleaning=[drop_long:500]", "--out", "results/squad"],
         "scores": {side: [score.to_dict() for score in found] for side, found in scores.items()},
         "comparisons": [comparison.to_dict() for comparison in compared],
         "examples": [

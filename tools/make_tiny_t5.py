@@ -11,6 +11,7 @@ thread, give the same files. It knows word pieces and their neighbours, and has 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -28,16 +29,26 @@ ROW_TOKENS, BATCH_ROWS = 128, 16
 
 
 def make_tokenizer(text: str, vocab_size: int) -> Any:
-    """Returns a Unigram tokenizer of the text, with T5's special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    """Returns a Unigram tokenizer of the text, with T5's special tokens.
 
-    tokenizer = Tokenizer(models.Unigram())
+    SentencePiece finds the pieces, as it did for T5. The trainer of `tokenizers` walks hash maps with a new seed in
+    each process, with one thread too: its sums, and with them pieces and scores, come out differently each time.
+    """
+    import sentencepiece
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for line in text.splitlines() if line), model_writer=trained, model_type="unigram",
+        vocab_size=vocab_size - NUM_SENTINELS, max_sentencepiece_length=12, normalization_rule_name="identity",
+        character_coverage=1.0, pad_id=PAD, eos_id=EOS, unk_id=UNK, bos_id=-1, num_threads=1, minloglevel=1,
+    )
+    found = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+    learnt = [(found.id_to_piece(i), found.get_score(i)) for i in range(UNK + 1, found.get_piece_size())]
+    tokenizer = Tokenizer(models.Unigram([*((name, 0.0) for name in SPECIAL), *learnt], unk_id=UNK))
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False, max_piece_length=12
-    )
-    tokenizer.train_from_iterator(text.splitlines(), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", EOS)])
     return tokenizer
 

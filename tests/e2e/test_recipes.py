@@ -48,6 +48,7 @@ def test_smallest_form(
     ran = tool.run_steps(recipe, folder, tool.in_this_process)
     page = load("recipe_page").write_page(recipe, ran, folder, docs).read_text(encoding="utf-8")
     assert "## Before and after" in page
+    assert ("Always answering '" in page) == (path.stem == "9_imdb")
     comparison, _ = load("recipe_page").headline_of(recipe, folder)
     assert comparison.interval_95 is not None
     for picture in re.findall(r"\]\((images/[^)]+)\)", page):
@@ -67,6 +68,8 @@ def test_definition(path: Path, tool: ModuleType) -> None:
             assert not any("[[" in line or re.search(r"\{\w+\}", line) for line in lines)
             # without the package the optional metric is left out; nothing else may name it
             assert encoder or not any("--encoder" in line for line in lines)
+    # what a run gives is never typed: it would stay when the run is another
+    assert not re.search(r"\{\w+\}|\d\s?%", recipe.page["notes"])
     for line in recipe.page["gpu"]["commands"]:
         for config in re.findall(r"--config (\S+)", line):
             assert (ROOT / config).is_file(), config
@@ -78,6 +81,9 @@ def test_page_is_there(path: Path) -> None:
     assert page.is_file(), f"make recipes ARGS={path.stem.split('_', 1)[0]}"
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"# {path.stem.split('_', 1)[0]}. ")
+    for part in ("## Llama-2-7b-chat on one GPU", "## What it took", "## Before and after", "(95 % interval)",
+                 "## Plots", "## Sample answers", "## What it does not show", "Made by `make recipes"):
+        assert part in text, part
 
 
 def test_filled_in_commands(tool: ModuleType) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from chulengo import nano
 from chulengo.cli.arguments import add_run_arguments, config_from
 from chulengo.config import RunConfig
+from chulengo.data.wording import four_digits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,7 +135,7 @@ def _print_scores(console: Console, result: RunResult, scores: dict[str, Score])
     if result.base_loss is not None and result.tuned_loss is not None and result.inputs.validation is not None:
         tokens = result.inputs.validation.ledger.num_supervised_tokens
         losses = (result.base_loss, result.tuned_loss)
-        table.add_row("perplexity", *(f"{math.exp(min(loss, 700)):.4g}" for loss in losses), f"{tokens:,} tokens")
+        table.add_row("perplexity", *(four_digits(math.exp(min(loss, 700))) for loss in losses), f"{tokens:,} tokens")
     table.add_row("exact match", cell(scores["base"]), cell(scores["tuned"]), f"{scores['base'].num_items} answers")
     console.print(table)
 

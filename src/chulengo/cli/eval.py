@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from chulengo.cli.arguments import add_run_arguments
 from chulengo.cli.inference import add_session_arguments, memory_explained, session_config, session_from
 from chulengo.cli.task_options import add_task_arguments
+from chulengo.data.wording import four_digits
 from chulengo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _show(results: dict[str, Any], scores: dict[str, list[Score]], arguments: ar
 def cell(score: Score) -> str:
     """Returns a score as a table shows it: a share as a percentage with its interval, anything else as a number."""
     if score.interval is None:
-        return f"{score.value:.4g}"
+        return four_digits(score.value)
     low, high = score.interval
     return f"{score.value:.1%} ({low:.1%} to {high:.1%})"
 

@@ -176,8 +176,9 @@ def _results(
     task: Task, data: TaskData, sides: dict[str, Side], settings: GenerationSettings, session: Session,
     other: tuple[str, list[Any]] | None, seconds: Seconds, arguments: argparse.Namespace,
 ) -> dict[str, Any]:
+    from chulengo.evaluate.one_answer import against_one_answer
     from chulengo.evaluate.task_scores import compared, results_of
-    from chulengo.train.manifest import versions
+    from chulengo.train.manifest import masked, versions
 
     draws, seed = arguments.draws, arguments.seed
     comparisons = []
@@ -185,8 +186,9 @@ def _results(
         with seconds.measure("comparisons"):
             comparisons = compared(sides["base"].scores, sides["tuned"].scores, draws=draws, seed=seed)
     compared_with = None
+    mine = sides.get("tuned") or sides["base"]
+    one_answer = against_one_answer(task, mine.outcomes, mine.scores, draws=draws, seed=seed)
     if other is not None:
-        mine = sides.get("tuned") or sides["base"]
         found = compared(other[1], mine.scores, draws=draws, seed=seed)
         compared_with = {"results": arguments.compare_with, "side": other[0],
                          "comparisons": [comparison.to_dict() for comparison in found]}
@@ -194,13 +196,14 @@ def _results(
         task, data.items, data.facts, sides,
         settings={**settings.to_dict(), "batch_size": arguments.batch_size, "draws": draws, "draws_seed": seed,
                   "renderer": session.renderer.fingerprint()},
-        versions={**versions(), **counting_versions()}, seconds=seconds.summary(), comparisons=comparisons,
-        compared_with=compared_with,
+        versions={**versions(), **counting_versions()}, seconds=seconds.summary(),
+        command=masked(arguments.command), comparisons=comparisons, compared_with=compared_with,
+        one_answer=one_answer.to_dict() if one_answer else None,
     )
 
 
 def _show(task: Task, sides: dict[str, Side], results: dict[str, Any], arguments: argparse.Namespace) -> None:
-    from chulengo.cli.score_view import comparisons_from, item_lines, one_side, show_table, two_sides
+    from chulengo.cli.score_view import comparisons_from, item_lines, one_side, show_one_answer, show_table, two_sides
 
     if arguments.json:
         print(json.dumps(results, ensure_ascii=False, allow_nan=False))
@@ -217,5 +220,6 @@ def _show(task: Task, sides: dict[str, Side], results: dict[str, Any], arguments
         others = comparisons_from(results["compared_with"]["comparisons"])
         show_table(two_sides(("theirs", "these"), others, task.headline, {}))
         print("\n".join(item_lines(others, task.headline)))
+    show_one_answer(results.get("one_answer"), "tuned" if "tuned" in sides else "base")
     share = results["seconds"]["harness_share"]
-    print(f"{results['seconds']['total']:.1f} s, of which the model's own work all but {share:.1%}", file=sys.stderr)
+    print(f"{results['seconds']['total']:.1f} s, {share:.1%} of it outside the model", file=sys.stderr)

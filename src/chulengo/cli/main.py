@@ -93,7 +93,7 @@ def _dispatch(words: list[str]) -> int:
     parser = _Parser(prog=f"chulengo {verb}", description=module.__doc__,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser)
-    status: int = module.run(parser.parse_args(words[1:]))
+    status: int = module.run(parser.parse_args(words[1:], argparse.Namespace(command=["chulengo", *words])))
     return status
 
 

@@ -34,6 +34,7 @@ from chulengo.cli.task_options import (
 if TYPE_CHECKING:
     from chulengo.evaluate.comparison import Comparison
     from chulengo.evaluate.metrics.metric import Metric
+    from chulengo.evaluate.one_answer import OneAnswer
     from chulengo.evaluate.task_data import TaskData
     from chulengo.evaluate.task_scores import Side
     from chulengo.evaluate.tasks import Task
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from chulengo.cli.arguments import config_from
     from chulengo.errors import ConfigError
+    from chulengo.evaluate.one_answer import against_one_answer
     from chulengo.evaluate.task_scores import answer_metrics
     from chulengo.evaluate.tasks import load_task
 
@@ -90,12 +92,14 @@ def _run(arguments: argparse.Namespace) -> int:
     metrics = answer_metrics(task, encoder=encoder_from(arguments, task))
     data = read_data(task, config, arguments, prompts=False)
     note_slow_metric(task, data.items)
-    side = _score(task, data, metrics, arguments, with_items=path is not None or other is not None)
+    with_items = path is not None or other is not None or bool(task.labels)
+    side = _score(task, data, metrics, arguments, with_items=with_items)
+    one_answer = against_one_answer(task, side.outcomes, side.scores, draws=arguments.draws, seed=arguments.seed)
     comparisons = _compared(other, side, arguments)
     seconds = {"total": time.perf_counter() - started}
     if path is not None:
-        _write(path, task, data, side, comparisons, seconds, arguments)
-    _show(task, data, side, comparisons, arguments)
+        _write(path, task, data, side, comparisons, one_answer, seconds, arguments)
+    _show(task, data, side, comparisons, one_answer, arguments)
     return 0
 
 
@@ -133,26 +137,29 @@ def _compared(
 
 
 def _write(
-    path: Path, task: Task, data: TaskData, side: Side, comparisons: list[Comparison], seconds: dict[str, float],
-    arguments: argparse.Namespace,
+    path: Path, task: Task, data: TaskData, side: Side, comparisons: list[Comparison], one_answer: OneAnswer | None,
+    seconds: dict[str, float], arguments: argparse.Namespace,
 ) -> None:
     from chulengo.evaluate.results import write_results
     from chulengo.evaluate.task_scores import results_of
+    from chulengo.train.manifest import masked
 
     other = {"results": arguments.compare_with, "comparisons": [c.to_dict() for c in comparisons]}
     results = results_of(
         task, data.items, data.facts, {SIDE: side},
         settings={"missing": arguments.missing, "draws": arguments.draws, "seed": arguments.seed},
-        versions=counting_versions(), seconds=seconds, compared_with=other if comparisons else None,
+        versions=counting_versions(), seconds=seconds, command=masked(arguments.command),
+        compared_with=other if comparisons else None, one_answer=one_answer.to_dict() if one_answer else None,
     )
     write_results(path, results, indent=None)
     print(f"written to {path}", file=sys.stderr)
 
 
 def _show(
-    task: Task, data: TaskData, side: Side, comparisons: list[Comparison], arguments: argparse.Namespace
+    task: Task, data: TaskData, side: Side, comparisons: list[Comparison], one_answer: OneAnswer | None,
+    arguments: argparse.Namespace,
 ) -> None:
-    from chulengo.cli.score_view import hundreds, item_lines, one_side, show_table, two_sides
+    from chulengo.cli.score_view import hundreds, item_lines, one_side, show_one_answer, show_table, two_sides
 
     for word, ids in (("have no prediction and are scored as wrong", side.missing),
                       ("hold no answer that could be read", side.unread)):
@@ -166,6 +173,7 @@ def _show(
             "data": data.facts, "versions": counting_versions(),
             "scores": [score.to_dict(with_items=False) for score in side.scores],
             "comparisons": [comparison.to_dict() for comparison in comparisons],
+            **({"one_answer": one_answer.to_dict()} if one_answer else {}),
         }, ensure_ascii=False, allow_nan=False))
         return
     if comparisons:
@@ -173,3 +181,4 @@ def _show(
         print("\n".join(item_lines(comparisons, task.headline)))
     else:
         show_table(one_side(side.scores, task.headline, side.not_computed))
+    show_one_answer(one_answer.to_dict() if one_answer else None, "these")

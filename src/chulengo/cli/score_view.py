@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from chulengo.data.wording import four_digits
+
 if TYPE_CHECKING:
     from chulengo.evaluate.comparison import Comparison
     from chulengo.evaluate.results import Score
@@ -25,12 +27,12 @@ def score_cell(score: Score, *, interval: bool = True) -> str:
 
 
 def number(value: float, unit: str) -> str:
-    """Returns one number in its unit."""
+    """Returns one number in its unit; NaN is what the items do not define."""
     if value != value:
         return "undefined"
     if unit == "share":
         return f"{value:.1%}"
-    return f"{value:.2f}" if unit == "points" else f"{value:.4g}"
+    return f"{value:.2f}" if unit == "points" else four_digits(value)
 
 
 def difference_cell(comparison: Comparison) -> str:
@@ -38,7 +40,7 @@ def difference_cell(comparison: Comparison) -> str:
     def signed(value: float) -> str:
         if comparison.unit == "share":
             return f"{100 * value:+.1f}"
-        return f"{value:+.2f}" if comparison.unit == "points" else f"{value:+.4g}"
+        return f"{value:+.2f}" if comparison.unit == "points" else four_digits(value, "+")
 
     if comparison.difference != comparison.difference:
         return "undefined"
@@ -108,6 +110,19 @@ def item_lines(comparisons: Sequence[Comparison], headline: str | None) -> list[
         most = f", most on {', '.join(ids[:SHOWN_ITEMS])}{' …' if count > SHOWN_ITEMS else ''}" if ids else ""
         lines.append(f"{chosen.name}: {word} on {count:,} of {chosen.num_items:,} items{most}")
     return lines
+
+
+def show_one_answer(stored: Mapping[str, Any] | None, side: str) -> None:
+    """Prints how one side compares with always giving the most frequent answer; nothing where that was not computed."""
+    if not stored:
+        return
+    print(f"\nagainst {said_of_one_answer(stored)}, the most frequent answer:")
+    show_table(two_sides(("always", side), comparisons_from(stored["comparisons"]), None, {}))
+
+
+def said_of_one_answer(stored: Mapping[str, Any]) -> str:
+    """Returns what the stored comparison with one answer is a comparison with."""
+    return f"always answering '{stored['answer']}'"
 
 
 def show_table(rows: Sequence[Sequence[str]]) -> None:

@@ -218,11 +218,13 @@ def _report(
     from chulengo.evaluate.simulate.scores import endings, missing_overlap, simulation_scores
     from chulengo.evaluate.simulate.stored import results_of
     from chulengo.evaluate.simulate.transcripts import replace_file
+    from chulengo.train.manifest import masked
 
     scores = simulation_scores(talks, max_turns=arguments.turns)
     for name in missing_overlap(scores):
         print(f"note: {name} is not computed: pip install 'chulengo[eval]'", file=sys.stderr)
-    results = results_of(talks, scores, made_with, source=arguments.scenarios or arguments.replay, seconds=seconds)
+    results = results_of(talks, scores, made_with, source=arguments.scenarios or arguments.replay, seconds=seconds,
+                         command=masked(arguments.command))
     write_results(folder / RESULTS_FILE, results)
     title = f"Simulation: {Path(arguments.scenarios or arguments.replay).name}"
     page = transcripts_page(talks, scores, _facts(made_with, arguments), title=title)

@@ -84,7 +84,12 @@ def read_data(task: Task, config: RunConfig, arguments: argparse.Namespace, *, p
     source, choice = data_source(arguments.data), choice_from(config, arguments)
     if arguments.adapter:
         choice = with_held_out(choice, task, source, arguments.adapter)
-    return read_task_data(task, source, choice, prompts=prompts)
+    data = read_task_data(task, source, choice, prompts=prompts)
+    asked, found = data.facts["num_rows"], data.facts["rows"]
+    if asked is not None and found < asked:
+        cleaned = " after cleaning" if data.facts["cleaning"] else ""
+        print(f"note: {asked:,} rows are asked for; there are {found:,}{cleaned}, and all are taken", file=sys.stderr)
+    return data
 
 
 def encoder_from(arguments: argparse.Namespace, task: Task) -> Path | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from chulengo.cli.arguments import add_run_arguments, config_from
 from chulengo.config import RunConfig, load_config
-from chulengo.data.wording import counted
+from chulengo.data.wording import counted, four_digits
 from chulengo.errors import ConfigError
 
 PLAN_TOLERANCE = 1.05
@@ -111,7 +111,7 @@ def print_result(result: RunResult) -> None:
     print()
     if result.base_loss is not None and result.tuned_loss is not None:
         base, tuned = math.exp(min(result.base_loss, 700)), math.exp(min(result.tuned_loss, 700))
-        print(f"Validation perplexity: {base:.4g} before, {tuned:.4g} after")
+        print(f"Validation perplexity: {four_digits(base)} before, {four_digits(tuned)} after")
     kept = f", weights of step {outcome.kept_step} kept" if outcome.kept_step != outcome.steps else ""
     early = ", stopped early" if outcome.stopped_early else ""
     print(f"{counted(outcome.steps, 'step')} in {outcome.seconds:.0f} s{early}{kept}.")

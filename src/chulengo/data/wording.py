@@ -12,3 +12,13 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
         plural: where it is not the singular with an s.
     """
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def four_digits(value: float, sign: str = "") -> str:
+    """Returns four significant digits; a perplexity of 13,910 is written so, and not 1.391e+04.
+
+    Args:
+        value: any number.
+        sign: "+" shows the sign of positive numbers too.
+    """
+    return f"{value:{sign},.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:{sign}.4g}"

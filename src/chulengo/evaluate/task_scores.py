@@ -135,7 +135,8 @@ def stored_side(results: Mapping[str, Any], task: str, where: str) -> tuple[str,
 def results_of(
     task: Task, items: Sequence[Item], data: Mapping[str, Any], sides: Mapping[str, Side], *,
     settings: Mapping[str, Any], versions: Mapping[str, Any], seconds: Mapping[str, Any],
-    comparisons: Sequence[Comparison] = (), compared_with: Mapping[str, Any] | None = None,
+    command: Sequence[str], comparisons: Sequence[Comparison] = (), compared_with: Mapping[str, Any] | None = None,
+    one_answer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the content of a results file.
 
@@ -147,19 +148,22 @@ def results_of(
         settings: how answers were generated.
         versions: of the packages.
         seconds: where the time went.
+        command: what was typed, without secrets.
         comparisons: tuned less base.
         compared_with: comparisons with the results of another evaluation, and where those are.
+        one_answer: the comparison with always giving one answer; see `one_answer`.
     """
     return {
         "format": RESULTS_FORMAT, "task": task.name, "headline": task.headline, "description": task.description,
         "data": dict(data), "sides": {name: side.about for name, side in sides.items()}, "settings": dict(settings),
-        "versions": dict(versions), "seconds": dict(seconds),
+        "versions": dict(versions), "seconds": dict(seconds), "command": list(command),
         "not_computed": {name: why for side in sides.values() for name, why in side.not_computed.items()},
         "unread": {name: list(side.unread) for name, side in sides.items()},
         "missing": {name: list(side.missing) for name, side in sides.items()},
         "scores": {name: [score.to_dict() for score in side.scores] for name, side in sides.items()},
         "comparisons": [comparison.to_dict() for comparison in comparisons],
         **({"compared_with": dict(compared_with)} if compared_with else {}),
+        **({"one_answer": dict(one_answer)} if one_answer else {}),
         "examples": _examples(items, sides),
     }
 

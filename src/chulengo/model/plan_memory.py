@@ -11,10 +11,10 @@ CUDA context and the allocator's slack. The alternative, running one step and lo
 to know about, and the download.
 
 Checked against 37 measured runs on one H200 (tests/unit/model/test_plan.py holds the figures). Llama 2 7B, NF4, rank
-16, 4 x 2,048 tokens: 48.65 GiB measured, with recompute 9.11. Limits: rows are taken as full (`row_tokens` each) and
-every position as supervised; Flash Attention's workspaces, evaluation batches larger than training's, and several GPUs
-are not modelled. On a CPU the figure is rough: the allocator's fragmentation, the page cache of the weight files and
-the data itself come on top.
+16, 4 x 2,048 tokens: 48.65 GiB measured, with recompute 9.11. Limits: a head or embeddings that are trained in full are
+counted by arithmetic, not measured; rows are taken as full (`row_tokens` each) and every position as supervised; Flash
+Attention's workspaces, evaluation batches larger than training's, and several GPUs are not modelled. On a CPU the
+figure is rough: the allocator's fragmentation, the page cache of the weight files and the data itself come on top.
 """
 
 from __future__ import annotations
@@ -194,14 +194,23 @@ def _predict(shape: ModelShape, settings: TrainingMemory, targets: tuple[str, ..
         OPTIMIZER: optimizer,
         WORKSPACE: WORKSPACE_BYTES if settings.device == "cuda" else 0,
     }
-    activations = _activation_settings(settings, targets, compute, other)
+    # trained in full means in fp32: what the embeddings return is, too, and with it the stream between the layers
+    tied_head = settings.train_head and shape.tied
+    stream = FP32 if settings.autocast and (settings.train_embeddings or tied_head) else other
+    activations = _activation_settings(settings, targets, compute, stream)
     saved, one_layer = _saved_bytes(shape, settings, activations, tokens)
     carried = gradients if settings.gradient_accumulation > 1 else 0
     head_saved = FP32 * tokens * shape.vocab  # log-probabilities, kept for the backward pass
     # fp32 logits beside 16-bit ones; in fp32 a copy of the supervised positions
     head_forward = head_saved + (6 if compute < FP32 else 8) * tokens * shape.vocab
     head_backward = head_saved + 8 * tokens * shape.vocab  # gradients of the log-probabilities and of the logits
-    head_cast = compute * shape.vocab * shape.hidden if settings.autocast and other > compute else 0
+    head_weights = shape.vocab * shape.hidden
+    trains_head = settings.train_head or (settings.train_embeddings and shape.tied)
+    head_is_fp32 = settings.upcast or trains_head
+    head_cast = compute * head_weights if settings.autocast and head_is_fp32 and compute < FP32 else 0
+    # a trained head has its gradient before any layer has one: in the compute dtype first, and beside it in fp32
+    head_gradient = FP32 * head_weights if trains_head else 0
+    head_weight_backward = compute * tokens * shape.vocab + head_gradient + (head_cast if trains_head else 0)
     # with recompute the casts of the adapter live until autocast ends; without, `saved` has them
     recompute = settings.gradient_checkpointing
     casts = shape.num_layers * layer_cast_bytes(shape, activations) if recompute else 0
@@ -212,12 +221,13 @@ def _predict(shape: ModelShape, settings: TrainingMemory, targets: tuple[str, ..
         "loss": max(
             {HEAD: head_forward + head_cast, CACHE: with_cache, CASTS: casts},
             {HEAD: head_backward + head_cast},
+            {HEAD: head_weight_backward + head_cast},
             key=lambda parts: sum(parts.values()),
         )
         | {GRADIENTS: carried, SAVED: saved},
-        # at the last layer all is saved and no gradient is there yet; at the first it is the other way round
+        # at the last layer all is saved and no layer has a gradient yet; at the first it is the other way round
         "layers": max(
-            {GRADIENTS: carried, SAVED: saved, LAYER: one_layer},
+            {GRADIENTS: max(carried, head_gradient), SAVED: saved, LAYER: one_layer},
             {GRADIENTS: gradients, SAVED: first_layer, LAYER: one_layer},
             key=lambda parts: sum(parts.values()),
         ),

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chulengo.data.wording import four_digits
 from chulengo.train.metrics import smoothed
 from chulengo.train.whole_files import write_bytes
 
@@ -189,7 +190,7 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], l
 
 
 def _perplexity(loss: float) -> str:
-    return f"{math.exp(loss):.4g}" if loss < 700 else "over 1e300"
+    return four_digits(math.exp(loss)) if loss < 700 else "over 1e300"
 
 
 def _save(figure: Any, path: Path, form: str, metadata: Mapping[str, None]) -> None:

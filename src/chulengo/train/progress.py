@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from chulengo.data.wording import counted
+from chulengo.data.wording import counted, four_digits
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -318,7 +318,7 @@ def number(value: float | None) -> str:
     """Returns four significant digits, `nan` as it is, a dash for None."""
     if value is None:
         return UNKNOWN
-    return f"{value:.4g}" if not 0.1 <= abs(value) < 100 else f"{value:.4f}"[:6]
+    return four_digits(value) if not 0.1 <= abs(value) < 100 else f"{value:.4f}"[:6]
 
 
 def count(value: float) -> str:

@@ -55,6 +55,8 @@ def test_scenarios_from_start_to_end(scenarios: Path, tmp_path: Path, capsys: Ca
     assert [item["value"] for item in scores["goal_reached"]["items"]] == [1, 1, 0, 0, 0, 0]
     assert len(scores["goal_reached"]["interval_95"]) == 2
     assert scores["turns"]["version"] == "simulation_turns/1"
+    assert results["command"][:4] == ["chulengo", "simulate", "--model", "nano"]
+    assert {str(word) for word in words} <= set(results["command"])
     assert results["endings"] == {"goal": 2, "turns": 2, "script": 2}
     assert results["settings"]["agent_settings"]["seed"] == 4
 

@@ -186,6 +186,27 @@ def test_a_loss_that_is_not_finite_is_shown(tmp_path: Path) -> None:
     assert not [value for value in drawn if re.search("nan|inf", str(value), re.I)]
 
 
+def test_the_evaluation_is_done_again_as_it_was_typed(run: Path, squad: Path, tmp_path: Path) -> None:
+    typed = "--task squad --data dev-v1.1.json --set 'data.cleaning=[drop_long:500]' --out results/squad"
+    page = report(run, "--results", squad, out=tmp_path / "r.html")
+    assert f"chulengo eval --adapter runs/again {typed}" in page.words
+    content = json.loads((squad / "results.json").read_text("utf-8"))
+    del content["command"]
+    kit.write(tmp_path / "older" / "results.json", content)
+    assert "chulengo eval" not in report(run, "--results", tmp_path / "older", out=tmp_path / "r.html").words
+
+
+def test_examples_that_no_score_chose_say_so(tmp_path: Path) -> None:
+    content = kit.results(items=6)
+    for scores in content["scores"].values():
+        for score in scores:
+            score["items"] = []
+    kit.write(tmp_path / "results" / "results.json", content)
+    page = report("--results", tmp_path / "results", out=tmp_path / "r.html")
+    assert "no score of single items chooses among them" in page.words
+    assert "chosen by" not in page.words
+
+
 def test_results_alone(squad: Path, tmp_path: Path) -> None:
     page = report("--results", squad, out=tmp_path / "r.html")
     check_form(page)

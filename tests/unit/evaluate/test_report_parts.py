@@ -13,6 +13,7 @@ import pytest
 import report_kit as kit
 from chulengo.evaluate.report import svg
 from chulengo.evaluate.report.card import code, plain
+from chulengo.evaluate.report.charts import sample_size_chart
 from chulengo.evaluate.report.examples import answer_words, groups_of, passage
 from chulengo.evaluate.report.inputs import Results, check_same_run, read_results, read_run
 from chulengo.evaluate.report.verdict import claim, headline, rows_against, rows_of, sentence
@@ -189,6 +190,16 @@ def test_logarithmic_axes_have_few_ticks_inside(low: float, high: float) -> None
     assert 1 <= len(axis.ticks) <= 7
     assert all(-1e-6 <= axis.place(tick) <= 1 + 1e-6 for tick in axis.ticks)
     assert math.isclose(axis.place(math.sqrt(axis.low * axis.high)), 0.5)
+
+
+def test_sample_sizes_are_the_ticks_where_they_have_room() -> None:
+    def ticks(*rows: float) -> list[str]:
+        drawn = sample_size_chart([(count, 2.0, None) for count in rows], "loss", "number")
+        return re.findall(r'<text class="x[^>]*>([^<]+)</text>', drawn)
+
+    assert ticks(30, 60) == ["30", "60"]
+    assert ticks(100, 1000, 10_000) == ["100", "1,000", "10,000"]
+    assert "101" not in ticks(100, 101, 10_000)
 
 
 def test_a_curve_lies_where_its_numbers_are() -> None:

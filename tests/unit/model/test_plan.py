@@ -20,6 +20,7 @@ from chulengo.model.plan import (
     stored_shapes,
     training_memory,
 )  # fmt: skip
+from chulengo.model.plan_memory import Plan
 from chulengo.model.plan_shapes import read_shape
 
 GIB = 1 << 30
@@ -173,6 +174,42 @@ def test_nf4_weights_by_hand() -> None:
     assert parts["other weights"] == 2 * (2 * 32000 * 4096 + 65 * 4096)
     assert parts["adapter"] == 4 * 39_976_960
     assert parts["optimiser states"] == 8 * 39_976_960
+
+
+HEAD_WEIGHTS = 32000 * 4096
+
+
+def test_a_trained_head_by_hand() -> None:
+    def plan(row_tokens: int, **settings: Any) -> Plan:
+        return predict_memory(LLAMA_7B, TrainingMemory(1, row_tokens, gradient_checkpointing=True, **settings))
+
+    # fp32 weights beside the base's own, and AdamW's two moments of them
+    without, trained = plan(2048), plan(2048, train_head=True)
+    assert trained.parts["adapter"] - without.parts["adapter"] == 4 * HEAD_WEIGHTS
+    assert trained.parts["optimiser states"] - without.parts["optimiser states"] == 8 * HEAD_WEIGHTS
+    assert trained.parts["other weights"] == without.parts["other weights"]
+    # gradient and AdamW's temporary at the update
+    for part in ("gradients", "update temporaries"):
+        assert trained.moments["update"][part] - without.moments["update"][part] == 4 * HEAD_WEIGHTS
+    # many tokens: the logits decide; beside them the bf16 copy that autocast multiplies with
+    assert plan(8192, train_head=True).moments["loss"]["logits and loss"] == 12 * 8192 * 32000 + 2 * HEAD_WEIGHTS
+    # few: the copy, its bf16 gradient and the fp32 gradient beside the logits' own
+    assert plan(64, train_head=True).moments["loss"]["logits and loss"] == 2 * 64 * 32000 + (2 + 2 + 4) * HEAD_WEIGHTS
+    # the last layer's backward pass runs beside the head's gradient
+    assert "gradients" not in plan(8192).moments["layers"]
+    assert plan(8192, train_head=True).moments["layers"]["gradients"] == 4 * HEAD_WEIGHTS
+    in_fp32 = plan(64, train_head=True, compute_dtype="float32", autocast=False)
+    assert in_fp32.moments["loss"]["logits and loss"] == 4 * 64 * 32000 + 4 * HEAD_WEIGHTS
+
+
+def test_trained_embeddings_make_the_stream_fp32() -> None:
+    def saved(**settings: Any) -> int:
+        plan = predict_memory(LLAMA_7B, TrainingMemory(1, 2048, gradient_checkpointing=True, **settings))
+        return plan.moments["loss"]["saved by the layers"]
+
+    final_norm = 4 * 4096 * 2048
+    assert saved() == saved(train_head=True) == 32 * 2 * 4096 * 2048 + final_norm
+    assert saved(train_embeddings=True) == 32 * 4 * 4096 * 2048 + final_norm
 
 
 def test_parts_add_up_and_are_json() -> None:

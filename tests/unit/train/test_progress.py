@@ -219,5 +219,5 @@ def test_numbers_by_hand() -> None:
     assert [count(v) for v in (950, 5120, 16543, 1_200_000)] == ["950", "5.12k", "16.5k", "1.2M"]
     assert [size(v) for v in (1 << 20, 3 << 29)] == ["1 MiB", "1.50 GiB"]
     assert [number(v) for v in (None, 1.23456, 0.00012345, 12345.6, math.nan)] == [
-        "–", "1.2346", "0.0001234", "1.235e+04", "nan",
+        "–", "1.2346", "0.0001234", "12,346", "nan",
     ]  # fmt: skip

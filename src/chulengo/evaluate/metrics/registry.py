@@ -83,6 +83,11 @@ def check_name(name: str, labels: Sequence[str] = ()) -> None:
     )
 
 
+def is_of_labels(name: str) -> bool:
+    """Returns whether a metric counts which label was read from an answer."""
+    return name in _OF_LABELS or name.partition(":")[0] in classification.LABEL_PARTS
+
+
 def make_metric(name: str, options: MetricOptions) -> Metric:
     """Returns the metric of a name.
 

@@ -15,7 +15,16 @@ from typing import Any
 from chulengo.evaluate.report import facts
 from chulengo.evaluate.report.inputs import Results, Run
 from chulengo.evaluate.report.page import subtitle, title
-from chulengo.evaluate.report.verdict import Row, claim, headline, rows_against, rows_of, sentence
+from chulengo.evaluate.report.verdict import (
+    Row,
+    beyond_one_answer,
+    claim,
+    headline,
+    rows_against,
+    rows_against_one_answer,
+    rows_of,
+    sentence,
+)
 from chulengo.evaluate.report.wording import ABSENT, UNDEFINED, change, score, span, visible, whole
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -77,7 +86,9 @@ def _result(evaluations: Sequence[Results]) -> list[str]:
     for results in evaluations:
         row = headline(results, rows_against(results) or rows_of(results))
         if row is not None:
-            return [f"**{plain(claim(row))}** {plain(sentence(row))}"]
+            always = [plain(beyond_one_answer(each)) for each in rows_against_one_answer(results)
+                      if each.name == row.name]
+            return [" ".join([f"**{plain(claim(row))}**", plain(sentence(row)), *always])]
     return ["It has not been evaluated: no score was measured, before or after."]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from markupsafe import Markup
@@ -18,6 +20,7 @@ MAX_POINTS = 600  # a curve: the drawing area is 1,000 pixels wide at most
 SMOOTH_FROM = 10  # points
 MARKED_UP_TO = 60  # validation points that are drawn as dots
 NUM_BINS = 18
+ROOM = 0.12  # of an axis, between two labels such as 10,000 on a telephone
 
 
 def loss_chart(rows: Sequence[Json]) -> Markup | None:
@@ -136,14 +139,13 @@ def histograms(columns: Mapping[str, Sequence[float]], unit: str) -> list[tuple[
     x = svg.linear_axis(0, edges[-1], most=5, whole=True, snug=True)
     y = svg.linear_axis(0, max(share for shares in counts.values() for share in shares), most=3,
                         write=_percents)
-    beyond = together[-1] >= edges[-1]
-    label = f"{unit}; the last bar holds all longer ones" if beyond else unit
     drawn = []
     for name, values in filled.items():
         median, longest = values[len(values) // 2], values[-1]
         summary = f"median {whole(median)}, longest {whole(longest)} {unit}, {whole(len(values))} texts"
+        summary += "; the last bar holds all longer ones" if longest >= edges[-1] else ""
         drawn.append((name, svg.bars(counts[name], edges, x, y, style=_side_style(name), says=f"{name}: {summary}.",
-                                     x_label=label, mark=median + 0.5), summary))
+                                     x_label=unit, mark=median + 0.5), summary))
     return drawn
 
 
@@ -192,6 +194,10 @@ def sample_size_chart(
     ends = [end for _, value, bounds in points for end in (value, *(bounds or ()))]
     rows = [count for count, _, _ in points]
     x = svg.log_axis(min(rows) / 1.2, max(rows) * 1.2, write=whole)
+    sizes = sorted(set(rows))
+    # the sizes themselves are what one looks up, as long as their labels have room
+    if all(x.place(after) - x.place(before) >= ROOM for before, after in itertools.pairwise(sizes)):
+        x = replace(x, ticks=tuple(sizes))
     y = svg.linear_axis(min(ends), max(ends), write=_percents if unit == "share" else digits)
     bars = [(count, *bounds) for count, _, bounds in points if bounds is not None]
     curve = svg.Curve([(count, value) for count, value, _ in points], "train", marks=True, bars=bars)

@@ -196,7 +196,7 @@ def commands(run: Run | None, evaluations: Sequence[Results]) -> list[str]:
         lines.append("pip install " + " ".join(pins))
     if run is not None:
         lines.append(f"chulengo train --config {shlex.quote(run.name + '/config.yaml')} --out runs/again")
-    return lines + [_evaluation_command(results, run) for results in evaluations]
+    return lines + _evaluation_commands(evaluations, run)
 
 
 def started_with(run: Run) -> str:
@@ -245,25 +245,17 @@ def adapter_name(path: object) -> str:
     return place.parent.name if place.name == "adapter" and place.parent.name else place.name
 
 
-def _evaluation_command(results: Results, run: Run | None) -> str:
-    content = results.content
-    said = content.get("command")
-    if isinstance(said, list) and said:
-        return shlex.join(map(str, said))
-    data = content.get("data")
-    source = data.get("source") if isinstance(data, dict) else data
-    predictions = _about(results, results.sides[-1]).get("predictions")
-    if predictions:
-        words = ["chulengo", "score", "--predictions", data_name(predictions)]
-    else:
-        words = ["chulengo", "eval", "--adapter", "runs/again" if run is not None else "RUN"]
-    words += ["--task", results.task, "--data", data_name(source) or "FILE"]
-    if isinstance(data, dict) and data.get("num_rows"):
-        words += ["--num-rows", str(data["num_rows"])]
-    settings = content.get("settings")
-    if isinstance(settings, dict) and settings.get("max_new_tokens"):
-        words += ["--max-new-tokens", str(settings["max_new_tokens"])]
-    return shlex.join([*words, "--out", f"results/{results.task}"])
+def _evaluation_commands(evaluations: Sequence[Results], run: Run | None) -> list[str]:
+    """Returns what every evaluation was started with, on the adapter that was made again."""
+    lines = []
+    for results in evaluations:
+        said = results.content.get("command")
+        if isinstance(said, list) and said:
+            words = [data_name(word) for word in said]
+            if run is not None and "--adapter" in words[:-1]:
+                words[words.index("--adapter") + 1] = "runs/again"
+            lines.append(shlex.join(words))
+    return lines
 
 
 def _steps(outcome: Json, last: Json, shape: Json) -> str:

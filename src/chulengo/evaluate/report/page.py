@@ -18,7 +18,18 @@ from markupsafe import Markup
 
 from chulengo.evaluate.report import charts, examples, facts
 from chulengo.evaluate.report.inputs import Json, Results, Run
-from chulengo.evaluate.report.verdict import Row, claim, headline, inline, p_value, rows_against, rows_of, sentence
+from chulengo.evaluate.report.verdict import (
+    Row,
+    beyond_one_answer,
+    claim,
+    headline,
+    inline,
+    p_value,
+    rows_against,
+    rows_against_one_answer,
+    rows_of,
+    sentence,
+)
 from chulengo.evaluate.report.wording import (
     ABSENT,
     UNDEFINED,
@@ -104,14 +115,17 @@ def evaluation(results: Results) -> dict[str, Any]:
     first = headline(results, rows if any(row.difference is not None for row in rows) else against or rows)
     data = results.content.get("data")
     source = data.get("source") if isinstance(data, dict) else data
+    groups = examples.groups_of(results, first)
+    valued = any(reply.value for group in groups for item in group.shown for reply in item.replies)
     return {
         "task": results.task,
         "data": facts.data_name(source),
-        "headline": None if first is None else _headline(first, results.task),
+        "headline": None if first is None else _headline(first, results.task, _always(results, first)),
         "sides": [(side, facts.side_said(results, side)) for side in results.sides],
         "description": str(results.content.get("description") or ""),
-        "tables": _tables(rows, results.sides, first), "others": _tables(against, ("base", "tuned"), first),
-        "against": against[0].against if against else "",
+        "tables": _tables(rows, results.sides, first),
+        "others": [(other[0].against, _tables(other, ("base", "tuned"), first))
+                   for other in (rows_against_one_answer(results), against) if other],
         "not_computed": [(metric_name(str(name)), str(why))
                          for name, why in _object(results.content.get("not_computed")).items()],
         "gaps": _gaps(results),
@@ -119,10 +133,16 @@ def evaluation(results: Results) -> dict[str, Any]:
         "many": sum(row.interval is not None for row in rows) >= MANY_SCORES,
         "definitions": [(row.label, row.version, row.definition) for row in rows],
         "settings": _pairs(results.content.get("settings")),
-        "groups": examples.groups_of(results, first),
+        "groups": groups,
         "num_examples": whole(len(results.examples)),
-        "by": "" if first is None else inline(first.label),
+        "by": inline(first.label) if first is not None and valued else "",
     }
+
+
+def _always(results: Results, first: Row) -> str:
+    """Returns how the headline's score compares with always giving one answer, in a sentence; "" for other tasks."""
+    found = next((row for row in rows_against_one_answer(results) if row.name == first.name), None)
+    return "" if found is None else beyond_one_answer(found)
 
 
 def _tables(rows: Sequence[Row], sides: Sequence[str], first: Row | None) -> list[dict[str, Any]]:
@@ -173,15 +193,18 @@ def _cell(row: Row, side: str) -> dict[str, str]:
 
 
 def _tally(row: Row) -> str:
-    if row.better is None or row.worse is None or row.same is None or row.difference is None:
+    counted = row.better is not None and row.worse is not None and row.same is not None
+    # F1 of a label is nothing that an item alone has: the sums differ although no item is better or worse
+    if not counted or row.difference is None or (row.difference and not row.better and not row.worse):
         return f"{whole(row.num_items)} items" if row.num_items else ""
     return f"{whole(row.better)} items better, {whole(row.worse)} worse, {whole(row.same)} the same"
 
 
-def _headline(row: Row, task: str) -> dict[str, Any]:
+def _headline(row: Row, task: str, always: str) -> dict[str, Any]:
     chart = charts.headline_chart(row)
     return {
-        "claim": claim(row), "verdict": row.verdict, "sentence": sentence(row), "task": task,
+        "claim": claim(row), "verdict": row.verdict, "sentence": sentence(row), "always": always,
+        "task": task,
         "label": row.label, "lines": [] if chart is None else [
             {"side": side, "name": row.names.get(side, side), "line": line,
              **_cell(row, side)}
@@ -201,7 +224,7 @@ def _from_validation(run: Run | None) -> dict[str, Any] | None:
         "claim": "Not evaluated yet.", "verdict": "unmeasured", "task": "", "label": "Perplexity",
         "sentence": f"Perplexity on the validation rows went from {digits(base)} to {digits(tuned)} in training. That "
         "says how well it learned what it was taught; whether it answers better, only an evaluation says.",
-        "lines": [], "axis": None,
+        "always": "", "lines": [], "axis": None,
     }
 
 

@@ -115,6 +115,31 @@ def rows_against(results: Results) -> list[Row]:
     return rows
 
 
+def rows_against_one_answer(results: Results) -> list[Row]:
+    """Returns the comparisons with always giving one answer: `base` is that answer; of other tasks none."""
+    stored = results.content.get("one_answer")
+    if not isinstance(stored, dict) or not isinstance(stored.get("comparisons"), list):
+        return []
+    always = f"always answering “{stored.get('answer')}”"
+    rows = []
+    for comparison in stored["comparisons"]:
+        if isinstance(comparison, dict) and isinstance(comparison.get("name"), str):
+            sides = {side: {"value": comparison.get(side)} for side in ("base", "tuned")}
+            row = _row(comparison["name"], sides, comparison)
+            rows.append(replace(row, against=always, names={"base": "always", "tuned": "this"}))
+    return rows
+
+
+def beyond_one_answer(row: Row) -> str:
+    """Returns what a row of `rows_against_one_answer` shows, in a sentence."""
+    always, unit = row.sides["base"].value, row.unit
+    shown = {"better": "is better than that", "worse": "is worse than that"}.get(row.verdict,
+                                                                              "is not shown to be better than that")
+    bounds = f", 95{THIN}% interval {span(row.interval, unit, signed=True)}" if row.interval is not None else ""
+    return (f"{row.against[0].upper()}{row.against[1:]} would give {score(always, unit)}; the model {shown} "
+            f"({change(row.difference, unit)}{bounds}).")
+
+
 def headline(results: Results, rows: Sequence[Row]) -> Row | None:
     """Returns the row of the task's headline metric; where the file names none, the first that was compared."""
     named = results.content.get("headline")
@@ -131,7 +156,8 @@ def sentence(row: Row) -> str:
         side, found = next(((s, m) for s, m in row.sides.items() if m.value is not None), (None, None))
         if found is None:
             return f"{row.label} was not measured."
-        only = f"{row.label} of the {side} model is {score(found.value, row.unit)}"
+        whose = f"{side} model" if side in ("base", "tuned") else side
+        only = f"{row.label} of the {whose} is {score(found.value, row.unit)}"
         return f"{only}{_over(found.num_items, None)}. Nothing to compare it with was measured."
     course = f"{row.label} went from {score(base.value, row.unit)} to {score(tuned.value, row.unit)}"
     by = f" ({change(row.difference, row.unit)})" if row.difference is not None else ""

@@ -40,7 +40,10 @@ summary small{color:var(--soft);margin-left:.5rem}
 .real{margin-top:.4rem!important;padding:.35rem .6rem;border-radius:.4rem;background:var(--real);font-size:.88rem;
 color:var(--soft)}
 .empty{color:var(--soft);font-style:italic}
-@media (max-width:36rem){.talk li{max-width:95%}.facts{grid-template-columns:1fr;gap:0}.facts dd{margin-bottom:.4rem}}
+@media (max-width:36rem){.talk li{max-width:95%}.facts{grid-template-columns:1fr;gap:0}.facts dd{margin-bottom:.4rem}
+tr{display:grid;grid-template-columns:1fr 4rem 8.2rem 2rem;border-bottom:1px solid var(--line);padding:.4rem 0}
+tbody th{white-space:normal}th,td{border:0;padding:0}.definition{grid-column:1/-1;min-width:0}
+thead th:last-child{display:none}}
 @media print{:root{--paper:#fff}body{max-width:none;padding:0}nav{display:none}.talk li,summary{break-inside:avoid}
 ::details-content{display:block;content-visibility:visible}
 .client,.agent,.real{border:1px solid var(--line)}}

@@ -20,7 +20,7 @@ from chulengo.evaluate.simulate.talk import Conversation
 
 def results_of(
     conversations: Sequence[Conversation], scores: Sequence[Score], made_with: Mapping[str, Any], *, source: str,
-    seconds: float,
+    seconds: float, command: Sequence[str],
 ) -> dict[str, Any]:
     """Returns the results as a JSON-able dictionary; every turn of the agent is an example.
 
@@ -30,6 +30,7 @@ def results_of(
         made_with: models and settings.
         source: scenarios or dialogues, as given.
         seconds: wall time of this command's conversations.
+        command: what was typed, without secrets.
     """
     from chulengo import __version__
 
@@ -38,6 +39,7 @@ def results_of(
         "format": RESULTS_FORMAT, "task": "simulation", "data": {"source": source, "rows": len(conversations)},
         "sides": {side: {"model": made_with["model"], "adapter": made_with["agent"]["adapter"]}},
         "settings": dict(made_with), "versions": {"chulengo": __version__}, "seconds": {side: round(seconds, 3)},
+        "command": list(command),
         "scores": {side: [score.to_dict() for score in scores]}, "comparisons": [],
         "endings": endings(conversations),
         "scenarios": {each.asked.id: each.asked.scenario.fingerprint() for each in conversations},
