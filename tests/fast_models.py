@@ -88,7 +88,7 @@ def randomise(*models: dict[str, Tensor], size: float = 0.05, seed: int = 0) -> 
             noise = torch.randn(models[0][name].shape, generator=torch.Generator().manual_seed(seed + number)) * size
             for model in models:
                 if name.endswith("magnitude_vector"):  # near the norm that it begins as
-                    model[name].mul_(1 + 4 * noise)
+                    model[name].mul_((1 + 4 * noise).to(model[name].device))
                 else:
                     model[name].copy_(noise)
 

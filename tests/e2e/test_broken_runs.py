@@ -244,6 +244,22 @@ def test_resume_after_the_end_is_harmless(short: Path, capsys: Capture) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize(("policy", "refused_with"), [
+    ("stream", None), ("fp8", "  - model.weights_policy was 'resident', now 'fp8'\n"),
+])  # fmt: skip
+def test_another_weights_policy_is_another_run_only_in_fp8(
+    short: Path, capsys: Capture, policy: str, refused_with: str | None
+) -> None:
+    config = short / "config.yaml"
+    text = config.read_text()
+    assert "weights_policy: resident" in text  # what the plan chose
+    config.write_text(text.replace("weights_policy: resident", f"weights_policy: {policy}"))
+    if refused_with is None:
+        done(capsys, "train", "--resume", short)
+    else:
+        assert refused_with in refused(capsys, "train", "--resume", short)
+
+
 def test_an_edited_config_is_refused_and_its_keys_named(short: Path, capsys: Capture) -> None:
     config = short / "config.yaml"
     text = config.read_text()

@@ -84,13 +84,13 @@ def validation_rows(inputs: Inputs) -> Sequence[Any]:
 def identity_of(config: RunConfig, inputs: Inputs, skip: Sequence[str] = ()) -> dict[str, Any]:
     """Returns what makes this search this one; the names of data files are not part of it, their rows are."""
     from chulengo.model.folder import weights_hash
-    from chulengo.train.finetune import FREE_SETTINGS
+    from chulengo.train.finetune import decisive
 
     assert inputs.validation is not None
-    left_out = {*FREE_SETTINGS, *skip, "data.train", "data.validation", "training.eval_every_steps"}
+    left_out = {*skip, "data.train", "data.validation", "training.eval_every_steps"}
     return {
         "format": "chulengo-search/1",
-        "config": {key: value for key, value in flatten(config).items() if key not in left_out},
+        "config": {key: value for key, value in decisive(flatten(config)).items() if key not in left_out},
         "hashes": {
             "model": weights_hash(inputs.folder), "renderer": inputs.renderer.fingerprint(),
             "data": inputs.train.fingerprint(), "validation": inputs.validation.fingerprint(),

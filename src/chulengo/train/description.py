@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from chulengo.errors import TrainingError
@@ -44,7 +44,8 @@ def add_to_manifest(paths: RunPaths, name: str, value: Any) -> None:
 
 
 def check_same_run(
-    paths: RunPaths, inputs: Inputs, *, settings: Mapping[str, Any], free: Collection[str]
+    paths: RunPaths, inputs: Inputs, *, settings: Mapping[str, Any],
+    decisive: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> None:
     """Raises `TrainingError` naming every setting, or else every input, that is not what the run was started with.
 
@@ -52,7 +53,7 @@ def check_same_run(
         paths: of the run folder.
         inputs: as they are now.
         settings: as they are now, by `section.key`.
-        free: settings that may differ.
+        decisive: which of them must not differ.
     """
     try:
         started = json.loads(paths.manifest.read_text(encoding="utf-8"))
@@ -62,13 +63,14 @@ def check_same_run(
             f"{paths.manifest}, which says what the run was started with, cannot be read: {error}.",
             next_step="start a new run with another --out",
         ) from error
-    keys = [key for key in settings.keys() | before.keys() if key not in free and settings.get(key) != before.get(key)]
-    changed = [f"{key} was {before.get(key)!r}, now {settings.get(key)!r}" for key in sorted(keys)]
+    is_now, was = decisive(settings), decisive(before)
+    keys = sorted(key for key in is_now.keys() | was.keys() if is_now.get(key) != was.get(key))
+    changed = [f"{key} was {before.get(key)!r}, now {settings.get(key)!r}" for key in keys]
     if changed:
         raise TrainingError(
             f"{paths.config} was edited after the run was started, so going on would be another run:"
             + "".join(f"\n  - {line}" for line in changed),
-            allowed=f"edits of {', '.join(sorted(free))}",
+            allowed=f"edits of {', '.join(sorted(settings.keys() - is_now.keys()))}",
             next_step=f"put them back, or start a new run: chulengo train --config {paths.config} --out NEW",
         )
     names = {"model": "the model's weights", "renderer": "tokenizer or renderer", "data": "the training rows",

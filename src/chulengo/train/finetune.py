@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,17 @@ FREE_SETTINGS = frozenset((
     "training.log_every_steps", "model.cpu_threads", "model.weights_policy", "model.activations_policy",
     "model.embeddings_policy", "model.gpu_memory_limit",
 ))  # fmt: skip
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that decide an adapter's numbers, by `section.key`.
+
+    Of the weights policy that is whether products are in FP8: a run cannot go on in the other arithmetic.
+    """
+    found = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
+    if str(settings.get("model.weights_policy")).endswith("fp8"):
+        found["model.weights_policy"] = "fp8"
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +216,7 @@ def finetune(
         run = _Run(_resolved(config, inputs, choice, paths), inputs, choice, plan, paths, ranks)
         say = message if ranks.first else _say_nothing
         if resume:
-            check_same_run(paths, inputs, settings=flatten(config), free=FREE_SETTINGS)
+            check_same_run(paths, inputs, settings=flatten(config), decisive=decisive)
         elif ranks.first:
             seeds = {"training": config.training.seed, "data": config.data.seed}
             write_description(paths, inputs, text=to_yaml(run.config), settings=flatten(run.config), seeds=seeds)
@@ -350,8 +361,11 @@ def _train(
 
     options = dataclasses.asdict(config.training) | {"max_seq_tokens": inputs.max_seq_tokens}
     del options["overlong"], options["allow_cut_end_of_turn"]
-    settings = {"model": dataclasses.asdict(config.model), "lora": dataclasses.asdict(config.lora)}
-    settings["model"] = {k: v for k, v in settings["model"].items() if f"model.{k}" not in FREE_SETTINGS}
+    deciding = decisive(flatten(config))
+    settings = {
+        section: {key.partition(".")[2]: value for key, value in deciding.items() if key.startswith(f"{section}.")}
+        for section in ("model", "lora")
+    }
     try:
         outcome = run_training(
             model, inputs.train.rows, inputs.validation.rows if inputs.validation else [], out=paths.root,

@@ -61,16 +61,18 @@ def test_memory_and_speed_of_measured_steps(row: dict[str, Any]) -> None:
     shape, settings, policies = run_of(row)
     speed = predict_step(shape, settings, policies, H200).tokens_per_s
     assert speed == pytest.approx(row["tokens_per_s"], rel=0.15)
-    if row.get("setting") == "lean, 1 x 512" and row["graphs"]:
-        # measured before a graph's gradients became the step's own: a buffer more than the engine needs now, for
-        # which plan_steps.jsonl has the same setting, 4.37 GiB
-        assert row["peak_gib"] == 4.55
+    if "memory_before" in row:  # of a form that needed more; the files have newer rows for the same policies
+        assert predict_fast(shape, settings, policies).peak_bytes <= 1.03 * row["peak_gib"] * GIB
         return
     assert predict_fast(shape, settings, policies).peak_bytes == pytest.approx(row["peak_gib"] * GIB, rel=0.05)
 
 
 def test_there_is_enough_to_compare_with() -> None:
-    assert len(measured_rows()) >= 20
+    rows = [param.values[0] for param in measured_rows()]
+    current = [row for row in rows if "memory_before" not in row]
+    assert len(current) >= 12
+    assert {row["activations"] for row in current} >= {"keep", "selective", "offload"}
+    assert {row["weights"] for row in current} >= {"stream", "resident", "resident-fp8"}
 
 
 def test_launches_wait_only_without_a_graph() -> None:
@@ -121,7 +123,7 @@ def test_the_order_of_policies() -> None:
     order = [next(iter(group)) for group in (list(g) for _, g in itertools.groupby(said))]
     assert order[:4] == ["weights resident, activations selective", "weights stream, activations keep",
                          "weights stream, activations selective",
-                         "weights stream, activations selective in 30 layers, offload in 2 layers"]  # fmt: skip
+                         "weights stream, activations selective in 31 layers, offload in 1 layer"]  # fmt: skip
     assert order[-2:] == ["weights stream, activations offload",
                           "weights stream, activations offload, embeddings on the host"]  # fmt: skip
     assert found[-1] is None
@@ -129,14 +131,14 @@ def test_the_order_of_policies() -> None:
 
 
 @pytest.mark.parametrize(("gib", "batch", "tokens", "said"), [
-    (8, 1, 2048, "weights stream, activations selective in 11 layers, offload in 21 layers, graphs"),
-    (12, 1, 2048, "weights stream, activations selective, graphs"),
+    (8, 1, 2048, "weights stream, activations selective in 9 layers, offload in 23 layers, graphs"),
+    (12, 1, 2048, "weights stream, activations selective in 29 layers, offload in 3 layers, graphs"),
     (16, 1, 2048, "weights stream, activations keep, graphs"),
     (24, 1, 2048, "weights stream, activations keep, graphs"),
-    (8, 4, 2048, "weights stream, activations selective in 1 layer, offload in 31 layers"),
+    (8, 4, 2048, "weights stream, activations offload"),
     (12, 4, 2048, "weights stream, activations selective in 6 layers, offload in 26 layers"),
     (16, 4, 2048, "weights stream, activations selective in 11 layers, offload in 21 layers"),
-    (24, 4, 2048, "weights stream, activations selective in 22 layers, offload in 10 layers"),
+    (24, 4, 2048, "weights stream, activations selective in 21 layers, offload in 11 layers"),
 ])  # fmt: skip
 def test_llama_7b_on_small_cards(gib: int, batch: int, tokens: int, said: str) -> None:
     policies = choose_policies(shape_of("7b"), TrainingMemory(batch, tokens, optimizer="adamw_8bit"), gib * GIB)
@@ -246,3 +248,35 @@ def test_a_cpu_goes_by_the_reference_engines_plan() -> None:
     lean = plan_run(config, settings, little)
     assert lean.policies == Policies("stream", ("full",) * 32)
     assert lean.plan.device == "cpu"
+
+
+class TestFP8:
+    """Products in FP8 are the user's choice; where their copies are is the plan's, which knows their size and speed."""
+
+    def test_never_by_itself(self) -> None:
+        for gib in CARDS:
+            policies = choose_policies(shape_of("7b"), TrainingMemory(4, 2048), gib * GIB)
+            assert policies is None or not policies.fp8
+
+    @pytest.mark.parametrize(("gib", "weights"), [(139, "resident-fp8"), (44, "resident-fp8"), (8, "stream-fp8")])
+    def test_copies_are_kept_where_they_fit(self, gib: int, weights: str) -> None:
+        settings = TrainingMemory(4, 2048, optimizer="adamw_8bit")
+        policies = choose_policies(shape_of("7b"), settings, gib * GIB, Wanted("fp8"))
+        assert policies is not None
+        assert policies.weights == weights
+
+    def test_kept_copies_take_the_place_of_nf4(self) -> None:
+        shape, settings, keep = shape_of("7b"), TrainingMemory(1, 2048), ("keep",) * 32
+        parts = {name: predict_fast(shape, settings, Policies(name, keep)).parts for name in ("resident-fp8", "stream")}
+        assert "quantised weights" not in parts["resident-fp8"]
+        # two copies of a byte a weight, and 128 columns a row: 2.9 % of these rows
+        linear = shape.num_layers * shape.layer_linear_weights
+        assert parts["resident-fp8"]["matrices"] == pytest.approx(2 * linear, rel=0.04)
+        assert parts["resident-fp8"]["matrices"] > 2 * linear
+
+    def test_a_wish_is_freed_when_nothing_fits(self) -> None:
+        settings = TrainingMemory(4, 2048, optimizer="adamw_8bit")
+        change = smallest_run_change(config_of("7b"), settings, DeviceMemory("a card", "cuda", 9 * GIB, 9 * GIB),
+                                     Wanted("resident-fp8"))  # fmt: skip
+        assert change is not None
+        assert change[0] == ("model.weights_policy=auto",)
