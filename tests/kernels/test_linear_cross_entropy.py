@@ -48,7 +48,7 @@ def run(module: ModuleType, shape, dtype, device, seed: int = 1) -> list[str]:  
     exact = by_autograd(hidden.double(), weight.double(), target)
     plain = by_autograd(hidden, weight, target)
     lines = faults({k: got[k] for k in ("dhidden", "dweight")}, {k: exact[k] for k in ("dhidden", "dweight")},
-                   {k: plain[k] for k in ("dhidden", "dweight")})  # fmt: skip
+                   {k: plain[k] for k in ("dhidden", "dweight")}, terms=vocabulary)  # fmt: skip
     # one number: held against the rounding of its logits, not against plain PyTorch's luck with it
     if not errors(loss, exact["loss"])[0] <= (1e-6 if dtype == torch.float32 else 2e-3):
         lines.append(f"loss {loss.item()} instead of {exact['loss'].item()}")

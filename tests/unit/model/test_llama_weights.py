@@ -151,7 +151,7 @@ def test_superfluous_frequencies_and_a_stored_tied_head(tmp_path: Path) -> None:
     ("settings", "error", "said"),
     [
         ({"quantization": "int8"}, ConfigError, "engine=reference"),
-        ({"weights": "resident-fp8"}, ConfigError, "stream"),
+        ({"weights": "resident-fp4"}, ConfigError, "resident-fp8"),
         ({"activations": "some"}, ConfigError, "selective"), ({"activations": ["keep"]}, ConfigError, "1 for 2 layers"),
         ({"vocab_size": 600}, ModelError, "600 ids"), ({"backend": "quick"}, ChulengoError, "auto, fused, reference"),
     ],

@@ -169,7 +169,7 @@ def test_the_key_is_beside_the_sheets_or_named(sheets: Path, tmp_path: Path) -> 
 
 
 def test_files_without_any_rating(sheets: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No row of"):
+    with pytest.raises(DataError, match="rows holds a rating"):
         read(sheets)
     with pytest.raises(DataError, match="There is no file"):
         read(tmp_path / "missing.csv")

@@ -145,14 +145,19 @@ def test_items_without_references_are_named() -> None:
         squad_f1().count(outcomes(["a", "b"], [["a"], []]))
 
 
-def test_a_hundred_thousand_predictions_in_five_seconds() -> None:
+def test_ten_times_the_predictions_take_ten_times_as_long() -> None:
+    """What 100,000 take in seconds is a measurement (3.5 to 4.4 s of one core), and depends on the machine."""
     rng = random.Random(0)
     vocabulary = [f"word{i}" for i in range(5000)] + ["the", "a", "of", "in", "and"] * 200
     pool = rng.choices(vocabulary, k=1_000_000)
     texts = [" ".join(pool[start : start + 1 + start % 6]) for start in range(400_000)]
     items = outcomes(texts[:100_000], [texts[start : start + 3] for start in range(100_000, 400_000, 3)])
-    normalise.cache_clear()
-    start = time.process_time()
-    for metric in (squad_exact_match(), squad_f1()):
-        value(metric, items)
-    assert time.process_time() - start < 5
+
+    def seconds(some: list[Outcome]) -> float:
+        normalise.cache_clear()
+        start = time.process_time()
+        for metric in (squad_exact_match(), squad_f1()):
+            value(metric, some)
+        return time.process_time() - start
+
+    assert seconds(items) < 25 * seconds(items[:10_000])
