@@ -48,7 +48,7 @@ def faults(
         got, usual, dtype = errors(value, exact[name]), errors(plain[name], exact[name]), value.dtype
         allowed, ceiling = [2 * error for error in usual], CEILING[dtype]
         if dtype == torch.float32:
-            largest = errors(torch.zeros_like(value), exact[name])[1]
+            largest = errors(torch.zeros_like(value), exact[name])[1] or 1.0
             roundings = max(EIGHT_ROUNDINGS, terms**0.5 * 2.0**-24)
             allowed = [max(allowed[0], roundings), max(allowed[1], roundings * largest)]
         # written so that NaN fails
