@@ -22,8 +22,8 @@ from chulengo.errors import ConfigError, DoesNotFitError
 from chulengo.kernels import ops
 from chulengo.model.llama_shape import REFERENCE
 from chulengo.model.load import resolve_device, resolve_dtype, use_threads
-from chulengo.model.plan import DeviceMemory, device_memory, training_memory
-from chulengo.model.plan_policies import RunPlan, Wanted, check_room, plan_run
+from chulengo.model.plan import DeviceMemory, TrainingMemory, device_memory, training_memory
+from chulengo.model.plan_policies import RunPlan, Wanted, check_room, leaner_run, plan_run
 from chulengo.train.coverage import DTYPE_OF, fast_dtype, why_not_covered
 from chulengo.train.optimizer import resolve_precision
 
@@ -42,6 +42,7 @@ class EngineChoice:
         precision: float32, bf16 or fp16.
         found: policies and plan of the fast engine; None for the reference engine.
         check_room: raises `DoesNotFitError` when the fast engine's plan does not fit.
+        leaner: returns the choice with policies that need less, None when there are none.
     """
 
     engine: str
@@ -50,6 +51,7 @@ class EngineChoice:
     precision: str
     found: RunPlan | None = None
     check_room: Callable[[], None] = lambda: None
+    leaner: Callable[[], EngineChoice | None] = lambda: None
 
     def settings(self) -> dict[str, str]:
         """Returns what every `auto` of section `model` stands for; activations that differ by layer stay `auto`."""
@@ -94,14 +96,24 @@ def choose_engine(
             exact = {**plan, "compute_dtype": name, "precision": PRECISION_OF[name]}
             settings = training_memory(device=memory, **exact)
             found = plan_run(model_config, settings, memory, policies)
-            room = functools.partial(check_room, model_config, settings, memory, found, policies)
-            return EngineChoice("fast", None, name, PRECISION_OF[name], found, room)
+            return _fast_choice(name, found, (model_config, settings, memory), policies)
         if wanted == "fast":
             raise ConfigError(f"model.engine is fast, which does not cover this run. {reason}", next_step=REFERENCE)
     else:
         reason = None
     dtype = str(resolve_dtype(compute_dtype, place)).removeprefix("torch.")
     return EngineChoice("reference", reason, dtype, resolve_precision(precision, place))
+
+
+def _fast_choice(
+    dtype: str, found: RunPlan, planned: tuple[Mapping[str, Any], TrainingMemory, DeviceMemory], wanted: Wanted
+) -> EngineChoice:
+    def leaner() -> EngineChoice | None:
+        less = leaner_run(*planned, found, wanted)
+        return None if less is None else _fast_choice(dtype, less, planned, wanted)
+
+    room = functools.partial(check_room, *planned, found, wanted)
+    return EngineChoice("fast", None, dtype, PRECISION_OF[dtype], found, room, leaner)
 
 
 def _check_fp8(policies: Wanted, place: torch.device) -> None:

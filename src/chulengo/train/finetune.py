@@ -8,6 +8,7 @@ same rows and by the same code as every later validation score.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,7 +24,7 @@ from chulengo.data.prompts import load_template
 from chulengo.data.renderer import Renderer
 from chulengo.data.selection import split_by_conversation
 from chulengo.data.types import Example
-from chulengo.errors import ChulengoError
+from chulengo.errors import ChulengoError, DoesNotFitError
 from chulengo.model.base_record import BaseRecord
 from chulengo.model.folder import length_note, resolve_model, weight_files, weights_hash
 from chulengo.train.adapter_folder import write_adapter_folder
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 FREE_SETTINGS = frozenset((
     "out", "model.offline", "training.report_to", "training.keep_checkpoints", "training.save_every_steps",
     "training.log_every_steps", "model.cpu_threads", "model.weights_policy", "model.activations_policy",
-    "model.embeddings_policy", "model.gpu_memory_limit",
+    "model.embeddings_policy", "model.gpu_memory_limit", "model.retry_leaner",
 ))  # fmt: skip
 
 
@@ -218,21 +219,20 @@ def finetune(
         if resume:
             check_same_run(paths, inputs, settings=flatten(config), decisive=decisive)
         elif ranks.first:
-            seeds = {"training": config.training.seed, "data": config.data.seed}
-            write_description(paths, inputs, text=to_yaml(run.config), settings=flatten(run.config), seeds=seeds)
+            _describe(run)
         if resume and not any(paths.checkpoints.glob("checkpoint-*")):
             say("This run was ended before its first checkpoint; it begins again at step 0.")
             resume = False
-        outcome = _train(run, resume=resume, display=display, message=say, observe=observe)
+        run, outcome = _train_or_leaner(run, resume=resume, display=display, message=say, observe=observe)
         rows = MetricsFile(paths.metrics).rows()
         base, tuned = _validation_losses(rows, outcome.kept_step)
         if ranks.first:
             _plot(paths, rows, config)
             write_json(paths.root / "result.json", {
                 "base_loss": base, "tuned_loss": tuned, "base_perplexity": _exp(base), "tuned_perplexity": _exp(tuned),
-                "planned_peak_bytes": _planned_peak(plan), **dataclasses.asdict(outcome),
+                "planned_peak_bytes": _planned_peak(run.plan), **dataclasses.asdict(outcome),
             })
-    return RunResult(paths, inputs, outcome, base, tuned, _planned_peak(plan))
+    return RunResult(paths, inputs, outcome, base, tuned, _planned_peak(run.plan))
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +338,43 @@ def plan_settings(config: RunConfig, max_seq_tokens: int) -> dict[str, Any]:
         "dropout": lora.dropout, "gradient_accumulation": training.gradient_accumulation,
         "batching": training.batching,
     }
+
+
+def _describe(run: _Run) -> None:
+    seeds = {"training": run.config.training.seed, "data": run.config.data.seed}
+    write_description(run.paths, run.inputs, text=to_yaml(run.config), settings=flatten(run.config), seeds=seeds)
+
+
+def _train_or_leaner(
+    run: _Run, *, resume: bool, message: Callable[[str], None], **shown: Any
+) -> tuple[_Run, TrainOutcome]:
+    """Trains; where step 1 runs out of memory, and `model.retry_leaner` allows it, again with policies that need less.
+
+    Returns the run as it was trained, since its policies are its own then.
+    """
+    while True:
+        try:
+            return run, _train(run, resume=resume, message=message, **shown)
+        except DoesNotFitError as error:
+            begun = any(row["kind"] == "train" for row in MetricsFile(run.paths.metrics).rows())
+            may = run.config.model.retry_leaner and run.ranks.world == 1 and not begun
+            leaner = run.choice.leaner() if may else None
+            if leaner is None or leaner.found is None:
+                raise
+            message(f"{error.given} Beginning again, {leaner.found.policies.describe()}.")
+        _release()
+        config = _resolved(run.config, run.inputs, leaner, run.paths)
+        run = dataclasses.replace(run, config=config, choice=leaner, plan=leaner.found.plan)
+        _describe(run)
+
+
+def _release() -> None:
+    """Gives back the memory of a model that nobody holds any more."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _train(

@@ -187,7 +187,8 @@ def _train(
             f"{engine.device} has no room for a step of this run: {gib(peak_bytes(engine.device))} were in use at "
             f"most{planned}.",
             next_step="training.batch_size=1 with more training.gradient_accumulation, "
-            "training.gradient_checkpointing=true, a smaller training.max_seq_tokens, or: chulengo plan",
+            "training.gradient_checkpointing=true, a smaller training.max_seq_tokens, model.retry_leaner=true, or: "
+            "chulengo plan",
         ) from error
     if ended.interrupted:
         raise Interrupted(ended.step, newest_good(job.out / "checkpoints"))

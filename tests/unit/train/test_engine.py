@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from chulengo.cli.train import memory_line, print_result
 from chulengo.config import load_config
 from chulengo.errors import ConfigError, DoesNotFitError
 from chulengo.model import fast as fast_model
-from chulengo.model.plan import DeviceMemory
+from chulengo.model.plan import DeviceMemory, needed_bytes
 from chulengo.model.plan_policies import Wanted
 from chulengo.train import engine, finetune, trainer
 from chulengo.train.fast_loop import FastLoop
@@ -59,7 +61,7 @@ def test_auto_fills_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     choice.check_room()
     assert choice.found is not None
     assert (choice.engine, choice.compute_dtype, choice.precision) == ("fast", "bfloat16", "bf16")
-    assert choice.found.policies.activations == ("selective",) * 22 + ("offload",) * 10
+    assert choice.found.policies.activations == ("selective",) * 21 + ("offload",) * 11
     # what differs by layer is left to the next plan: it changes no number
     assert choice.settings() == {
         "compute_dtype": "bfloat16", "engine": "fast", "weights_policy": "stream", "activations_policy": "auto",
@@ -217,3 +219,53 @@ def test_a_step_without_rows_has_a_gradient_of_zeros(tmp_path: Path) -> None:
     assert torch.equal(flat.grad, before)
     assert count == 2
     assert float(before.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_out_of_memory_in_step_1_begins_again_leaner_if_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    data = command_kit.write_lines(tmp_path / "talks.jsonl", *command_kit.conversations(24))
+    folder = tiny_models.write_model_folder(tmp_path / "llama", max_position_embeddings=512)
+    settings = [f"model.name={folder}", f"data.train={data}", "training.max_steps=2", "model.cpu_threads=1",
+                "training.max_seq_tokens=320", "training.overlong=drop", "data.validation_fraction=0.1",
+                f"model.retry_leaner={str(allowed).lower()}"]  # fmt: skip
+    right, tried = fast_model.FastModel.nll, []
+
+    def full_when_keeping(self: Any, batch: Any, *, refold: bool = True) -> Any:
+        if self.training and self.describe()["activations"].startswith("keep"):
+            tried.append(weakref.ref(self))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert all(model() is None for model in tried), "the model that was too large is still there"
+        return right(self, batch, refold=refold)
+
+    monkeypatch.setattr(fast_model.FastModel, "nll", full_when_keeping)
+    said: list[str] = []
+    config = load_config(None, [*settings, f"out={tmp_path / 'run'}"])
+    if not allowed:
+        with pytest.raises(DoesNotFitError) as caught:
+            finetune.finetune(config, message=said.append)
+        assert "model.retry_leaner=true" in str(caught.value.next_step)
+        return
+    result = finetune.finetune(config, message=said.append)
+    assert len(tried) == 1
+    assert [line for line in said if "Beginning again, weights resident, activations full." in line]
+    assert result.outcome.steps == 2
+    stored = load_config(result.paths.config, saved=True)
+    assert stored.model.activations_policy == "full"
+    manifest = json.loads(result.paths.manifest.read_text())
+    assert manifest["engine"]["activations"].startswith("full")
+    config = load_config(None, [*settings, "model.activations_policy=full", f"out={tmp_path / 'b'}"])
+    usual = finetune.finetune(config, message=said.append)
+    adapters = [run.paths.adapter / "adapter_model.safetensors" for run in (result, usual)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_leaner_policies_need_a_tenth_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 24)
+    choice, seen = chosen(), []
+    while choice is not None and choice.found is not None:
+        seen.append(needed_bytes(choice.found.plan))
+        choice = choice.leaner()
+    assert len(seen) > 3
+    assert all(less <= 0.9 * more for more, less in itertools.pairwise(seen))
