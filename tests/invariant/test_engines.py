@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,28 @@ def test_matrices_are_folded_once_a_step(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(type(model), "nll", counted)
     train(model, tmp_path / "run", ROWS, batch_size=2, gradient_accumulation=3, max_steps=4)
     assert refolds == [True, False, False] * 4
+
+
+def test_products_in_fp8_train_alike(tmp_path: Path) -> None:
+    """A model that was really pretrained learns as much as with exact products; its adapter is of the same kind."""
+    said: list[str] = []
+    data = resources.files("chulengo.nano") / "demo" / "train.jsonl"
+    short = ("training.max_steps=12", "training.eval_every_steps=6", "training.learning_rate=3e-3", "lora.rank=4")
+    eighth = ran(Path("nano"), Path(str(data)), tmp_path / "fp8", "fast", "model.weights_policy=fp8", *short, said=said)
+    exact = ran(Path("nano"), Path(str(data)), tmp_path / "exact", "fast", *short)
+    assert [line for line in said if "engine: fast · weights resident-fp8" in line]
+    assert 1e-6 < apart(eighth, exact) < 0.1
+    assert eighth.tuned_loss is not None
+    assert exact.tuned_loss is not None
+    assert exact.base_loss is not None
+    learnt = exact.base_loss - exact.tuned_loss
+    assert learnt > 3
+    assert abs(eighth.tuned_loss - exact.tuned_loss) < 0.05 * learnt  # found: 0.012
+    files = [load_file(run.paths.adapter / "adapter_model.safetensors") for run in (eighth, exact)]
+    assert {name: value.shape for name, value in files[0].items()} == {
+        name: value.shape for name, value in files[1].items()
+    }
+    assert json.loads(eighth.paths.manifest.read_text())["engine"]["adapter"] == "separate"
 
 
 def test_a_factor_that_no_gradient_reaches_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
