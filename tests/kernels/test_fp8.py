@@ -183,11 +183,13 @@ class Side(NamedTuple):
     exact_low: Tensor
 
 
-def sides(module: ModuleType, device: torch.device, size: float) -> tuple[Side, Side]:
+def sides(module: ModuleType, device: torch.device, size: float, dead: bool = False) -> tuple[Side, Side]:
     """y = x Wᵀ + s x Aᵀ Bᵀ and dx = dy W + s dy B A, for three maps of which the middle one has no adapter."""
     out_features, ranks = sum(WIDTHS), sum(RANKS)
     x, dy = (normal(5, n, dtype=torch.bfloat16, device=device, seed=n) for n in (IN_FEATURES, out_features))
     w = normal(out_features, IN_FEATURES, dtype=torch.float32, device=device, seed=7, scale=0.02)
+    if dead:
+        w[5], w[:, 7] = 0, 0
     a = normal(ranks, IN_FEATURES, dtype=torch.bfloat16, device=device, seed=8, scale=0.06)
     b = normal(out_features, max(RANKS), dtype=torch.bfloat16, device=device, seed=9, scale=size)
     block_b = torch.zeros(out_features, ranks, device=device)
@@ -231,6 +233,16 @@ def test_columns_carry_the_adapter(size: float, device: torch.device, fused: Mod
         assert different(got.low_copy, want.low_copy) == 0
         assert different(got.copy, want.copy) < 0.002  # a factor's last bit may move a value over a rounding edge
         assert different(got.rows, want.rows) < 0.002
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.01])
+def test_rows_of_zeros_leave_the_adapter_room(size: float, device: torch.device, fused: ModuleType) -> None:
+    """A column has one factor for all rows: a row with a tiny scale would push the others' values out of e4m3."""
+    for module in (reference, fused):
+        pairs = zip(sides(module, device, size, True), sides(module, device, 0.0, True), strict=True)
+        for made, without in pairs:
+            if made.result.dtype == torch.float32:
+                assert errors(made.result - without.result, made.exact - without.exact)[0] < 0.1
 
 
 @pytest.mark.parametrize(
