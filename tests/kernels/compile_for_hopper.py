@@ -113,6 +113,9 @@ def main() -> None:
         "fp8 rank product": lambda: fp8.rank_product(
             e4m3(64, 4224), torch.ones(64, 1), e4m3(48, 4096), torch.ones(48, 1), torch.ones(48), torch.bfloat16
         ),
+        "fp8 rank product, 768 ranks": lambda: fp8.rank_product(
+            e4m3(64, 5120), torch.ones(64, 1), e4m3(768, 4096), torch.ones(768, 1), torch.ones(768), torch.bfloat16
+        ),
         "fp8 columns": lambda: fp8.set_columns(e4m3(64, 4224), torch.ones(64, 1), 4096, bf16(64, 48), torch.ones(48)),
     }
     for case, run in cases.items():  # noqa: B007 - read by compile_only

@@ -235,6 +235,23 @@ def test_columns_carry_the_adapter(size: float, device: torch.device, fused: Mod
         assert different(got.rows, want.rows) < 0.002
 
 
+def test_more_ranks_than_a_program_has(device, fused, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Rank 128 on q, k and v is 384 ranks; here 40, which take three programs of 16, and 88 columns are padding."""
+    monkeypatch.setattr(fused, "LOW_SOURCES", 16)
+    x, a = (normal(n, 96, dtype=torch.bfloat16, device=device, seed=n) for n in (70, 48))
+    (a8, a_scale), factor = reference.quantize_rows(a), torch.linspace(0.5, 2, 40, device=device)
+    found = []
+    for module in (reference, fused):
+        rows8, scale = reference.quantize_rows(x, 128)
+        rows8[:, 96:] = torch.full((), 3.0, device=device).to(rows8.dtype)
+        low = module.rank_product(rows8, scale, a8, a_scale, factor, torch.bfloat16)
+        found.append((low, rows8))
+    (want_low, want_rows), (low, rows8) = found
+    assert errors(low, want_low)[0] < 4e-3
+    assert different(rows8, want_rows) < 0.002
+    assert not rows8[:, 136:].float().any()
+
+
 @pytest.mark.parametrize("size", [1e-3, 0.01])
 def test_rows_of_zeros_leave_the_adapter_room(size: float, device: torch.device, fused: ModuleType) -> None:
     """A column has one factor for all rows: a row with a tiny scale would push the others' values out of e4m3."""

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from chulengo.kernels.applies import need, need_rows
-from chulengo.kernels.fused.launch import need_float, need_launchable, row_block, row_warps
+from chulengo.kernels.fused.launch import need_float, need_launchable, row_block, row_warps, shared_bytes
 from chulengo.kernels.reference import fp8 as reference
 from chulengo.kernels.reference.fp8 import SMALLEST_AMAX, AdapterCopies, ColumnTable
 from chulengo.kernels.reference.nf4 import E4M3_LARGEST
@@ -32,6 +32,7 @@ PIECE, PIECE_WARPS = 4096, 16  # features of a piece of a long row; of 13 pairs 
 COLUMN_ROWS = 16  # rows of a program that writes an adapter's columns
 ADAPTER_BLOCK = 4096
 LOW_ROWS, LOW_PIECE, LOW_WARPS, LOW_STAGES = 64, 128, 4, 5  # of the small product; of eleven choices the fastest
+LOW_SOURCES = 256  # ranks of a program, at most: 512 need 360 KiB of shared memory, and an H200 has 227
 ROPE_WARPS = 8
 
 
@@ -268,11 +269,11 @@ def _adapter(a_ptr, b_ptr, first_ptr, last_ptr, column_ptr, scale_o_ptr, scale_i
 def _low(rows_ptr, scale_ptr, copy_ptr, copy_scale_ptr, factor_ptr, low_ptr, num_rows, num_features, num_sources,
          stride_rows, LARGEST: tl.constexpr, COLUMNS: tl.constexpr, SOURCES: tl.constexpr, BLOCK_T: tl.constexpr,
          BLOCK_K: tl.constexpr):  # fmt: skip
-    """x Aᵀ, and its columns; the work is reading x."""
+    """x Aᵀ, and its columns; the work is reading x. A program has SOURCES ranks, so x is read again beyond them."""
     row = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     row_in = row < num_rows
     place = row.to(tl.int64)[:, None] * stride_rows
-    s = tl.arange(0, SOURCES)
+    s = tl.program_id(1) * SOURCES + tl.arange(0, SOURCES)
     sum_ts = tl.zeros((BLOCK_T, SOURCES), tl.float32)
     for start in range(0, num_features, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -290,9 +291,10 @@ def _low(rows_ptr, scale_ptr, copy_ptr, copy_scale_ptr, factor_ptr, low_ptr, num
     column = tl.minimum(tl.maximum(column, -LARGEST), LARGEST)
     tl.store(rows_ptr + place + num_features + s[None, :], column.to(tl.float8e4nv),
              mask=row_in[:, None] & (s < COLUMNS)[None, :])  # fmt: skip
-    for start in range(SOURCES, COLUMNS, SOURCES):
+    # what no program has: each has filled its own
+    for start in range(SOURCES * tl.num_programs(1), COLUMNS, SOURCES):
         nothing = tl.zeros((BLOCK_T, SOURCES), tl.float32).to(tl.float8e4nv)
-        behind = place + num_features + start + s[None, :]
+        behind = place + num_features + start + tl.arange(0, SOURCES)[None, :]
         tl.store(rows_ptr + behind, nothing, mask=row_in[:, None] & (s >= 0)[None, :])
 
 
@@ -460,11 +462,12 @@ def rank_product(
     need(columns == reference.num_columns(ranks), f"There are {columns} columns.", allowed="`num_columns` of the ranks")
     low_TS = torch.empty((num_rows, ranks), dtype=dtype, device=rows_TW.device)
     if rows_TW.numel():
-        sources = max(16, triton.next_power_of_2(ranks))
-        _low[(triton.cdiv(num_rows, LOW_ROWS),)](
+        sources = min(LOW_SOURCES, max(16, triton.next_power_of_2(ranks)))
+        stages = min(LOW_STAGES, shared_bytes(rows_TW) // ((LOW_ROWS + sources) * LOW_PIECE))
+        _low[(triton.cdiv(num_rows, LOW_ROWS), triton.cdiv(ranks, sources))](
             rows_TW, scale_T1, copy_SK, copy_scale_S1, factor_S, low_TS, num_rows, num_features, ranks,
             rows_TW.stride(0), LARGEST=E4M3_LARGEST, COLUMNS=columns, SOURCES=sources, BLOCK_T=LOW_ROWS,
-            BLOCK_K=LOW_PIECE, num_warps=LOW_WARPS, num_stages=LOW_STAGES,
+            BLOCK_K=LOW_PIECE, num_warps=LOW_WARPS, num_stages=stages,
         )  # fmt: skip
     return low_TS
 

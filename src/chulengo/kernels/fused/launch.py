@@ -37,6 +37,14 @@ def need_launchable(x: torch.Tensor) -> None:
     )
 
 
+def shared_bytes(x: torch.Tensor) -> int:
+    """Returns the shared memory that one program may use on the device of `x`: 227 KiB on Hopper, 99 on Ada."""
+    if not x.is_cuda:  # interpreted
+        return 227 << 10
+    most: int = triton.runtime.driver.active.utils.get_device_properties(x.device.index)["max_shared_mem"]
+    return most
+
+
 def need_float(name: str, x: torch.Tensor) -> None:
     """Raises `KernelError` unless `x` is float32, bfloat16 or float16."""
     need(x.dtype in FLOATS, f"{name} is {x.dtype}.", allowed="float32, bfloat16, float16")
