@@ -39,6 +39,7 @@ from chulengo.model.dora import check_norm
 from chulengo.model.dropout import step_seed
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.folder import read_config
+from chulengo.model.fp8_products import FP8_POLICIES, check_fp8
 from chulengo.model.linear_group import LoraForm, Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
@@ -402,6 +403,8 @@ def load_fast(
     dtype = resolve_dtype(compute_dtype, place)
     ops.choose(place, backend)  # raises for kernels that are not there, before anything is read
     policies = _layer_policies(activations, shape.sizes.num_layers)
+    if weights in FP8_POLICIES:
+        check_fp8(shape.sizes, place)
     matrices = Matrices(policy=weights, dtype=dtype, backend=backend)
     _check_embeddings(embeddings, shape)
     if graphs and place.type != "cuda":

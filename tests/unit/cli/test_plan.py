@@ -108,6 +108,8 @@ def test_a_run_that_the_fast_engine_does_not_cover(seven_b: Path, capsys: pytest
     assert "reference engine: lora.train_head is true" in capsys.readouterr().out
     assert main([*arguments, "--set", "model.engine=fast"]) == 2
     assert "model.engine is fast, which does not cover this run" in capsys.readouterr().err
+    assert main([*arguments, "--set", "model.weights_policy=fp8"]) == 2
+    assert "model.weights_policy is fp8, which the fast engine alone has" in capsys.readouterr().err
 
 
 def test_the_time_of_the_run(

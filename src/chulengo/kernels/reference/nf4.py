@@ -263,9 +263,9 @@ def matrix_scales(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 
     Each row's largest value becomes 56, not 448. The three powers of two above it are for the columns of an adapter,
     which share the scale of the row they stand in (`reference.fp8.copy_adapter`). It costs nothing: e4m3 is a floating
-    format of 15 powers of two, and NF4's smallest level is 2**-4 of its block's largest. For the same reason no scale is
-    below a quarter of the average: a row of zeros, or one much smaller than the others, would otherwise leave an adapter's
-    column, whose factor is the same for all rows, no room in any of them.
+    format of 15 powers of two, and NF4's smallest level is 2**-4 of its block's largest. For the same reason no scale
+    is below a quarter of the average: a row of zeros, or one much smaller than the others, would otherwise leave an
+    adapter's column, whose factor is the same for all rows, no room in any of them.
     """
     magnitude_OI, smallest = weight_OI.float().abs(), 1e-12
     amaxes = magnitude_OI.amax(1), magnitude_OI.amax(0)
