@@ -66,8 +66,8 @@ def check_insisted(engine: str, weights_policy: str, reason: str) -> None:
         raise ConfigError(f"model.engine is fast, which does not cover this run. {reason}", next_step=REFERENCE)
     if weights_policy.endswith("fp8"):
         raise ConfigError(
-            f"model.weights_policy is {weights_policy}, which the fast engine alone has, and it does not cover this run. "
-            f"{reason}",
+            f"model.weights_policy is {weights_policy}, which the fast engine alone has, and it does not cover this "
+            f"run. {reason}",
             next_step="--set model.weights_policy=auto, for the reference engine's products in 16 or 32 bits",
         )
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from chulengo.errors import ConfigError, DoesNotFitError
+from chulengo.errors import DoesNotFitError
 from chulengo.kernels import ops
 from chulengo.model.fp8_products import check_fp8
 from chulengo.model.llama_shape import read_llama_shape
