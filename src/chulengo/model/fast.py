@@ -283,14 +283,15 @@ class FastModel:
         trainable = [value for value in self.named_parameters().values() if value.requires_grad]
         self._flat = FlatFactors(trainable) if trainable else None
         self._matrices.form = form
-        self._graphs = self._step_memory = None
-        if self._uses_graphs and self._flat is not None:
-            self._graphs = StepGraphs(self._flat, self._loss)
+        self._step_memory = None
         self._forget_matrices()
 
     def _forget_matrices(self) -> None:
-        """Forgets what was made of weights and adapter for another form of the products."""
+        """Forgets what was made of weights and adapter for another form of the products, and graphs that read it."""
         self._matrices.release(self._groups)
+        self._graphs = None
+        if self._uses_graphs and self._flat is not None:
+            self._graphs = StepGraphs(self._flat, self._loss)
         self._refreshing = RepeatedWork(lambda: self._matrices.refresh(self._groups))
         self._refresh(True)
 
