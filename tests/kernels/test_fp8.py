@@ -11,6 +11,7 @@ import torch
 from measure import errors, mutant, normal
 from torch import Tensor
 
+from chulengo.kernels.columns import num_columns
 from chulengo.kernels.reference import fp8 as reference
 from chulengo.kernels.reference import rms_norm, rope, swiglu
 from chulengo.kernels.reference.nf4 import matrix_scales
@@ -206,7 +207,7 @@ def sides(module: ModuleType, device: torch.device, size: float, dead: bool = Fa
 
 
 def side(module, values, low_copy, factors, weight, adapter) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
-    (w, scale), columns = weight, reference.num_columns(sum(RANKS))
+    (w, scale), columns = weight, num_columns(sum(RANKS))
     rows8, row_scale = module.quantize_rows(values, columns)
     low = module.rank_product(rows8, row_scale, *low_copy, factors[0], torch.bfloat16)
     copy = torch.empty(len(w), w.shape[1] + columns, dtype=torch.float8_e4m3fn, device=w.device)

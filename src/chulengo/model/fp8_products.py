@@ -33,8 +33,9 @@ from torch import Tensor
 
 from chulengo.errors import ConfigError
 from chulengo.kernels import ops
+from chulengo.kernels.columns import num_columns
 from chulengo.kernels.reference import nf4
-from chulengo.kernels.reference.fp8 import AdapterCopies, ColumnTable, num_columns
+from chulengo.kernels.reference.fp8 import AdapterCopies, ColumnTable
 from chulengo.model.plan_shapes import ModelShape
 
 FP8_POLICIES = ("stream-fp8", "resident-fp8")

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from chulengo.kernels.columns import num_columns
 from chulengo.model.plan_memory import (
     CUDA_CONTEXT_BYTES,
     DTYPE_BYTES,
@@ -23,7 +24,7 @@ from chulengo.model.plan_memory import (
     Plan,
     TrainingMemory,
 )
-from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets, num_columns
+from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
 
 CONTEXT = "CUDA context"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: code, 8-bit scale of 64, float32 scale of 256 of those

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from chulengo.kernels.applies import need, need_rows
+from chulengo.kernels.columns import num_columns
 from chulengo.kernels.fused.launch import need_float, need_launchable, row_block, row_warps, shared_bytes
 from chulengo.kernels.reference import fp8 as reference
 from chulengo.kernels.reference.fp8 import SMALLEST_AMAX, AdapterCopies, ColumnTable
@@ -459,7 +460,7 @@ def rank_product(
     need_rows("rows", rows_TW)
     num_rows, num_features, ranks = rows_TW.shape[0], copy_SK.shape[1], len(factor_S)
     columns = rows_TW.shape[1] - num_features
-    need(columns == reference.num_columns(ranks), f"There are {columns} columns.", allowed="`num_columns` of the ranks")
+    need(columns == num_columns(ranks), f"There are {columns} columns.", allowed="`num_columns` of the ranks")
     low_TS = torch.empty((num_rows, ranks), dtype=dtype, device=rows_TW.device)
     if rows_TW.numel():
         sources = min(LOW_SOURCES, max(16, triton.next_power_of_2(ranks)))
