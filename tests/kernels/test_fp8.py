@@ -141,6 +141,25 @@ def test_no_tokens(device: torch.device, fused: ModuleType) -> None:
         assert scale.shape == (0, 1)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # numpy's, in the interpreter
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_go_through(value: float, device: torch.device, fused: ModuleType) -> None:
+    """A run is stopped by NaN, so no kernel may make a number of it."""
+    good = normal(3, 96, dtype=torch.bfloat16, device=device, seed=1)
+    bad = good.clone()
+    bad[0, 5], bad[1] = value, value
+    factor = torch.ones(16, device=device)
+    for module in (reference, fused):
+        made = [module.quantize_rows(bad, 128), module.swiglu_rows(bad, good, 128)[:2],
+                backward_rows(module, bad, good, again=False)[:2]]  # fmt: skip
+        for rows8, _ in made:
+            assert rows8[:, :96].float().isnan().any(1).tolist() == [True, True, False]
+        a8, a_scale = reference.quantize_rows(normal(16, 96, dtype=torch.bfloat16, device=device, seed=2))
+        low = module.rank_product(*made[0], a8, a_scale, factor, torch.bfloat16)
+        assert low.isnan().all(1).tolist() == [True, True, False]
+        assert made[0][0][:, 96:112].float().isnan().all(1).tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "edit",

@@ -38,13 +38,20 @@ ROPE_WARPS = 8
 
 
 @triton.jit
+def _e4m3(x, LARGEST: tl.constexpr):
+    """x.clamp(-448, 448).to(e4m3); NaN stays NaN, which the run must see: plain minima and maxima would drop it."""
+    x = tl.maximum(x, -LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    x = tl.minimum(x, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    return x.to(tl.float8e4nv)
+
+
+@triton.jit
 def _store_row(value, inside, row, k, stride_rows, rows_ptr, scale_ptr, SMALLEST: tl.constexpr,
                LARGEST: tl.constexpr):  # fmt: skip
     """scale = amax / 448; x8 = (x * (448 / amax)).to(e4m3), clamped; `value` is float32 and 0 outside the row."""
     amax = tl.maximum(tl.max(tl.abs(value), 0), SMALLEST)
     scaled = value * tl.div_rn(LARGEST, amax)
-    scaled = tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST)
-    tl.store(rows_ptr + row * stride_rows + k, scaled.to(tl.float8e4nv), mask=inside)
+    tl.store(rows_ptr + row * stride_rows + k, _e4m3(scaled, LARGEST), mask=inside)
     tl.store(scale_ptr + row, tl.div_rn(amax, LARGEST))
 
 
@@ -129,8 +136,7 @@ def _swiglu_backward(dproduct_ptr, gate_ptr, up_ptr, dboth_ptr, product_ptr, row
         k = start + tl.arange(0, BLOCK_K)
         inside = k < 2 * num_features
         value = tl.load(dboth_ptr + row * stride_dboth + k, mask=inside, other=0.0).to(tl.float32)
-        scaled = tl.minimum(tl.maximum(value * factor, -LARGEST), LARGEST)
-        tl.store(rows_ptr + row * stride_rows + k, scaled.to(tl.float8e4nv), mask=inside)
+        tl.store(rows_ptr + row * stride_rows + k, _e4m3(value * factor, LARGEST), mask=inside)
 
 
 @triton.jit
@@ -147,8 +153,7 @@ def _heads(x_ptr, num_heads, num_pairs, stride_head, HEADS: tl.constexpr, PAIRS:
 @triton.jit
 def _store_pair(a, b, inside, place, num_pairs, ptr, factor, EIGHTH: tl.constexpr, LARGEST: tl.constexpr):
     if EIGHTH:
-        a = tl.minimum(tl.maximum(a * factor, -LARGEST), LARGEST)
-        b = tl.minimum(tl.maximum(b * factor, -LARGEST), LARGEST)
+        a, b = _e4m3(a * factor, LARGEST), _e4m3(b * factor, LARGEST)
     tl.store(ptr + place, a.to(ptr.dtype.element_ty), mask=inside)
     tl.store(ptr + place + num_pairs, b.to(ptr.dtype.element_ty), mask=inside)
 
@@ -210,8 +215,7 @@ def _columns(source_ptr, factor_ptr, scale_ptr, first_ptr, last_ptr, column_ptr,
     scale = tl.load(scale_ptr + row, mask=row < num_rows, other=1.0)
     # (source * factor / scale).to(e4m3), clamped
     scaled = tl.div_rn(value * factor[None, :], tl.broadcast_to(scale[:, None], (BLOCK_T, COLUMNS)))
-    scaled = tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST)
-    tl.store(rows_ptr + row.to(tl.int64)[:, None] * stride_rows + s[None, :], scaled.to(tl.float8e4nv),
+    tl.store(rows_ptr + row.to(tl.int64)[:, None] * stride_rows + s[None, :], _e4m3(scaled, LARGEST),
              mask=(row < num_rows)[:, None] & (s >= 0)[None, :])  # fmt: skip
 
 
@@ -255,15 +259,14 @@ def _adapter(a_ptr, b_ptr, first_ptr, last_ptr, column_ptr, scale_o_ptr, scale_i
     for start in range(0, num_in, BLOCK):
         i = start + tl.arange(0, BLOCK)
         a = tl.load(a_ptr + s * stride_a + i, mask=i < num_in, other=0.0).to(tl.float32)
-        scaled = tl.minimum(tl.maximum(a * tl.div_rn(LARGEST, amax), -LARGEST), LARGEST)
-        tl.store(a8_ptr + s * num_in + i, scaled.to(tl.float8e4nv), mask=i < num_in)
+        tl.store(a8_ptr + s * num_in + i, _e4m3(a * tl.div_rn(LARGEST, amax), LARGEST), mask=i < num_in)
     amax = tl.maximum(tl.max(most_b, 0), SMALLEST)
     tl.store(b_scale_ptr + s, tl.div_rn(amax, LARGEST))
     for start in range(first, last, BLOCK):
         row = start + tl.arange(0, BLOCK)
         b = tl.load(b_ptr + row.to(tl.int64) * stride_b + column, mask=row < last, other=0.0).to(tl.float32)
-        scaled = tl.minimum(tl.maximum(b * tl.div_rn(LARGEST, amax), -LARGEST), LARGEST)
-        tl.store(b8_ptr + s * num_out + row, scaled.to(tl.float8e4nv), mask=row < last)
+        scaled = _e4m3(b * tl.div_rn(LARGEST, amax), LARGEST)
+        tl.store(b8_ptr + s * num_out + row, scaled, mask=row < last)
 
 
 @triton.jit
@@ -289,8 +292,7 @@ def _low(rows_ptr, scale_ptr, copy_ptr, copy_scale_ptr, factor_ptr, low_ptr, num
              mask=row_in[:, None] & (s < num_sources)[None, :])  # fmt: skip
     factor = tl.load(factor_ptr + s, mask=s < num_sources, other=0.0)
     column = tl.div_rn(low.to(tl.float32) * factor[None, :], tl.broadcast_to(scale[:, None], (BLOCK_T, SOURCES)))
-    column = tl.minimum(tl.maximum(column, -LARGEST), LARGEST)
-    tl.store(rows_ptr + place + num_features + s[None, :], column.to(tl.float8e4nv),
+    tl.store(rows_ptr + place + num_features + s[None, :], _e4m3(column, LARGEST),
              mask=row_in[:, None] & (s < COLUMNS)[None, :])  # fmt: skip
     # what no program has: each has filled its own
     for start in range(SOURCES * tl.num_programs(1), COLUMNS, SOURCES):
