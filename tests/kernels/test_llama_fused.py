@@ -67,7 +67,7 @@ def test_recomputing_is_keeping(folder: Path, lora: dict[str, Any]) -> None:
 
 
 def test_fp8_on_the_fused_kernels(folder: Path) -> None:
-    """The same whatever is kept, and in the interpreter, where products and attention are the reference's, near that."""
+    """The same whatever is kept; in the interpreter, where products and attention are the reference's, near that."""
     shared: dict[str, Any] = {"compute_dtype": "bfloat16", "lora": {"targets": ("q_proj", "down_proj")}}
     usual = outcome(folder, backend="reference", weights="stream-fp8", **shared)
     kept = outcome(folder, backend="fused", weights="resident-fp8", **shared)
