@@ -25,6 +25,7 @@ from triton.runtime.jit import JITFunction
 
 from chulengo.kernels.fused import column_dot, dropout, fp8, launch, nf4, rms_norm, rope, swiglu
 from chulengo.kernels.fused import linear_cross_entropy as loss
+from chulengo.kernels.reference.fp8 import ColumnTable, empty_copies
 from chulengo.kernels.reference.nf4 import NF4Weight
 
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -112,6 +113,13 @@ def main() -> None:
         "fp8 rope backward": lambda: fp8.rope_backward_rows(bf16(64, 32, 128), *[bf16(64, 8, 128)] * 2, *tables),
         "fp8 rank product": lambda: fp8.rank_product(
             e4m3(64, 4224), torch.ones(64, 1), e4m3(48, 4096), torch.ones(48, 1), torch.ones(48), torch.bfloat16
+        ),
+        "fp8 rank product, 768 ranks": lambda: fp8.rank_product(
+            e4m3(64, 5120), torch.ones(64, 1), e4m3(768, 4096), torch.ones(768, 1), torch.ones(768), torch.bfloat16
+        ),
+        "fp8 copies of an adapter": lambda: fp8.copy_adapter(
+            bf16(48, 4096), bf16(256, 16), ColumnTable(*[torch.zeros(48, dtype=torch.int32)] * 3), torch.ones(256, 1),
+            torch.ones(4096, 1), 2.0, empty_copies(48, 4096, 256, torch.device("cpu")),
         ),
         "fp8 columns": lambda: fp8.set_columns(e4m3(64, 4224), torch.ones(64, 1), 4096, bf16(64, 48), torch.ones(48)),
     }

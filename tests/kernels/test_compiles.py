@@ -23,7 +23,7 @@ def test_compiles_for_hopper(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len({row["case"] for row in rows}) == 21
+    assert len({row["case"] for row in rows}) == 23
     assert [row for row in rows if row["spilled"] != 0] == []
     assert [row for row in rows if row["store_bytes"] < 16] == []
     assert [row for row in rows if row["shared"] > SHARED_BYTES] == []

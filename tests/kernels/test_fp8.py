@@ -11,6 +11,7 @@ import torch
 from measure import errors, mutant, normal
 from torch import Tensor
 
+from chulengo.kernels.columns import num_columns
 from chulengo.kernels.reference import fp8 as reference
 from chulengo.kernels.reference import rms_norm, rope, swiglu
 from chulengo.kernels.reference.nf4 import matrix_scales
@@ -140,6 +141,25 @@ def test_no_tokens(device: torch.device, fused: ModuleType) -> None:
         assert scale.shape == (0, 1)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # numpy's, in the interpreter
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_go_through(value: float, device: torch.device, fused: ModuleType) -> None:
+    """A run is stopped by NaN, so no kernel may make a number of it."""
+    good = normal(3, 96, dtype=torch.bfloat16, device=device, seed=1)
+    bad = good.clone()
+    bad[0, 5], bad[1] = value, value
+    factor = torch.ones(16, device=device)
+    for module in (reference, fused):
+        made = [module.quantize_rows(bad, 128), module.swiglu_rows(bad, good, 128)[:2],
+                backward_rows(module, bad, good, again=False)[:2]]  # fmt: skip
+        for rows8, _ in made:
+            assert rows8[:, :96].float().isnan().any(1).tolist() == [True, True, False]
+        a8, a_scale = reference.quantize_rows(normal(16, 96, dtype=torch.bfloat16, device=device, seed=2))
+        low = module.rank_product(*made[0], a8, a_scale, factor, torch.bfloat16)
+        assert low.isnan().all(1).tolist() == [True, True, False]
+        assert made[0][0][:, 96:112].float().isnan().all(1).tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "edit",
@@ -183,11 +203,13 @@ class Side(NamedTuple):
     exact_low: Tensor
 
 
-def sides(module: ModuleType, device: torch.device, size: float) -> tuple[Side, Side]:
+def sides(module: ModuleType, device: torch.device, size: float, dead: bool = False) -> tuple[Side, Side]:
     """y = x Wᵀ + s x Aᵀ Bᵀ and dx = dy W + s dy B A, for three maps of which the middle one has no adapter."""
     out_features, ranks = sum(WIDTHS), sum(RANKS)
     x, dy = (normal(5, n, dtype=torch.bfloat16, device=device, seed=n) for n in (IN_FEATURES, out_features))
     w = normal(out_features, IN_FEATURES, dtype=torch.float32, device=device, seed=7, scale=0.02)
+    if dead:
+        w[5], w[:, 7] = 0, 0
     a = normal(ranks, IN_FEATURES, dtype=torch.bfloat16, device=device, seed=8, scale=0.06)
     b = normal(out_features, max(RANKS), dtype=torch.bfloat16, device=device, seed=9, scale=size)
     block_b = torch.zeros(out_features, ranks, device=device)
@@ -204,7 +226,7 @@ def sides(module: ModuleType, device: torch.device, size: float) -> tuple[Side, 
 
 
 def side(module, values, low_copy, factors, weight, adapter) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
-    (w, scale), columns = weight, reference.num_columns(sum(RANKS))
+    (w, scale), columns = weight, num_columns(sum(RANKS))
     rows8, row_scale = module.quantize_rows(values, columns)
     low = module.rank_product(rows8, row_scale, *low_copy, factors[0], torch.bfloat16)
     copy = torch.empty(len(w), w.shape[1] + columns, dtype=torch.float8_e4m3fn, device=w.device)
@@ -231,6 +253,33 @@ def test_columns_carry_the_adapter(size: float, device: torch.device, fused: Mod
         assert different(got.low_copy, want.low_copy) == 0
         assert different(got.copy, want.copy) < 0.002  # a factor's last bit may move a value over a rounding edge
         assert different(got.rows, want.rows) < 0.002
+
+
+def test_more_ranks_than_a_program_has(device, fused, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Rank 128 on q, k and v is 384 ranks; here 40, which take three programs of 16, and 88 columns are padding."""
+    monkeypatch.setattr(fused, "LOW_SOURCES", 16)
+    x, a = (normal(n, 96, dtype=torch.bfloat16, device=device, seed=n) for n in (70, 48))
+    (a8, a_scale), factor = reference.quantize_rows(a), torch.linspace(0.5, 2, 40, device=device)
+    found = []
+    for module in (reference, fused):
+        rows8, scale = reference.quantize_rows(x, 128)
+        rows8[:, 96:] = torch.full((), 3.0, device=device).to(rows8.dtype)
+        low = module.rank_product(rows8, scale, a8, a_scale, factor, torch.bfloat16)
+        found.append((low, rows8))
+    (want_low, want_rows), (low, rows8) = found
+    assert errors(low, want_low)[0] < 4e-3
+    assert different(rows8, want_rows) < 0.002
+    assert not rows8[:, 136:].float().any()
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.01])
+def test_rows_of_zeros_leave_the_adapter_room(size: float, device: torch.device, fused: ModuleType) -> None:
+    """A column has one factor for all rows: a row with a tiny scale would push the others' values out of e4m3."""
+    for module in (reference, fused):
+        pairs = zip(sides(module, device, size, True), sides(module, device, 0.0, True), strict=True)
+        for made, without in pairs:
+            if made.result.dtype == torch.float32:
+                assert errors(made.result - without.result, made.exact - without.exact)[0] < 0.1
 
 
 @pytest.mark.parametrize(

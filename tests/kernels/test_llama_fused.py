@@ -66,6 +66,17 @@ def test_recomputing_is_keeping(folder: Path, lora: dict[str, Any]) -> None:
     assert [name for name, value in kept.items() if not torch.equal(value, again[name])] == []
 
 
+def test_fp8_on_the_fused_kernels(folder: Path) -> None:
+    """The same whatever is kept; in the interpreter, where products and attention are the reference's, near that."""
+    shared: dict[str, Any] = {"compute_dtype": "bfloat16", "lora": {"targets": ("q_proj", "down_proj")}}
+    usual = outcome(folder, backend="reference", weights="stream-fp8", **shared)
+    kept = outcome(folder, backend="fused", weights="resident-fp8", **shared)
+    again = outcome(folder, backend="fused", weights="stream-fp8", activations=["full", "selective"], **shared)
+    assert [name for name, value in kept.items() if not torch.equal(value, again[name])] == []
+    wrong = {name: distance(kept[name], value) for name, value in usual.items()}
+    assert max(wrong.values()) <= (0.5 if HAS_CUDA else 0.01), wrong
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("lora", [{}, {"dropout": 0.2}, {"dora": True}], ids=["folded", "dropout", "dora"])
 @pytest.mark.parametrize("activations", ["keep", "full", "offload"])

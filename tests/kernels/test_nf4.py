@@ -232,8 +232,11 @@ class TestFP8:
 
     def test_scales_use_the_range(self, transposed, device) -> None:  # type: ignore[no-untyped-def]
         copy, scale, exact = fp8_copy(reference, (64, 128), device, transposed)
-        assert (copy.float().abs().amax(1) == reference.LARGEST_IN_COPY).all()
-        torch.testing.assert_close(exact.abs().amax(1, keepdim=True) / reference.LARGEST_IN_COPY, scale)
+        amax, average = exact.abs().amax(1), exact.abs().amax(1).mean()
+        usual = amax > average / 4
+        assert usual.float().mean() > 0.9
+        assert (copy[usual].float().abs().amax(1) == reference.LARGEST_IN_COPY).all()
+        torch.testing.assert_close(amax.clamp(min=average / 4)[:, None] / reference.LARGEST_IN_COPY, scale)
 
     @pytest.mark.parametrize(
         "edit",

@@ -145,7 +145,7 @@ def _why_not_fast(
         return None
     from dataclasses import asdict
 
-    from chulengo.train.coverage import why_not_covered
+    from chulengo.train.coverage import check_insisted, why_not_covered
     from chulengo.train.finetune import plan_settings
 
     reason = why_not_covered(
@@ -157,10 +157,8 @@ def _why_not_fast(
 
         backend, why = ops.choose("cuda")
         reason = None if backend == "fused" else f"Its kernels do not run here: {why}."
-    if reason is not None and config.model.engine == "fast":
-        raise ConfigError(
-            f"model.engine is fast, which does not cover this run. {reason}", next_step="--set model.engine=reference"
-        )
+    if reason is not None:
+        check_insisted(config.model.engine, config.model.weights_policy, reason)
     return reason
 
 

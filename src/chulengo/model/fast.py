@@ -39,6 +39,7 @@ from chulengo.model.dora import check_norm
 from chulengo.model.dropout import step_seed
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.folder import read_config
+from chulengo.model.fp8_products import FP8_POLICIES, check_fp8
 from chulengo.model.linear_group import LoraForm, Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
@@ -282,14 +283,15 @@ class FastModel:
         trainable = [value for value in self.named_parameters().values() if value.requires_grad]
         self._flat = FlatFactors(trainable) if trainable else None
         self._matrices.form = form
-        self._graphs = self._step_memory = None
-        if self._uses_graphs and self._flat is not None:
-            self._graphs = StepGraphs(self._flat, self._loss)
+        self._step_memory = None
         self._forget_matrices()
 
     def _forget_matrices(self) -> None:
-        """Forgets what was made of weights and adapter for another form of the products."""
+        """Forgets what was made of weights and adapter for another form of the products, and graphs that read it."""
         self._matrices.release(self._groups)
+        self._graphs = None
+        if self._uses_graphs and self._flat is not None:
+            self._graphs = StepGraphs(self._flat, self._loss)
         self._refreshing = RepeatedWork(lambda: self._matrices.refresh(self._groups))
         self._refresh(True)
 
@@ -402,6 +404,8 @@ def load_fast(
     dtype = resolve_dtype(compute_dtype, place)
     ops.choose(place, backend)  # raises for kernels that are not there, before anything is read
     policies = _layer_policies(activations, shape.sizes.num_layers)
+    if weights in FP8_POLICIES:
+        check_fp8(shape.sizes, place)
     matrices = Matrices(policy=weights, dtype=dtype, backend=backend)
     _check_embeddings(embeddings, shape)
     if graphs and place.type != "cuda":

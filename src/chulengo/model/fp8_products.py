@@ -31,11 +31,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from chulengo.errors import ConfigError
 from chulengo.kernels import ops
+from chulengo.kernels.columns import num_columns
 from chulengo.kernels.reference import nf4
-from chulengo.kernels.reference.fp8 import AdapterCopies, ColumnTable, num_columns
+from chulengo.kernels.reference.fp8 import AdapterCopies, ColumnTable
+from chulengo.model.plan_shapes import ModelShape
 
 FP8_POLICIES = ("stream-fp8", "resident-fp8")
+STEP = 16  # cuBLAS takes operands whose rows are multiples of 16 bytes, along both sides
+IN_16_BITS = "--set model.weights_policy=auto"
 
 
 class Rows(NamedTuple):
@@ -96,6 +101,25 @@ def fp8_group(weights: list[nf4.NF4Weight | Tensor]) -> Fp8Group:
     """Returns a group with the scales of its weights, without an adapter."""
     rows, columns = zip(*(_scales(weight) for weight in weights), strict=True)
     return Fp8Group(weights, torch.cat(rows), torch.stack(columns).amax(0))
+
+
+def check_fp8(shape: ModelShape, place: torch.device) -> None:
+    """Raises `ConfigError` where a GPU has no products in e4m3, or not of this model's sizes. A CPU has them all."""
+    if place.type != "cuda":
+        return
+    if torch.cuda.get_device_capability(place) < (8, 9):
+        raise ConfigError(
+            f"{torch.cuda.get_device_name(place)} has no products in FP8.",
+            allowed="GPUs of compute capability 8.9 and above", next_step=IN_16_BITS,
+        )
+    sizes = {"hidden_size": shape.hidden, "query heads": shape.q_width, "key heads": shape.kv_width,
+             "intermediate_size": shape.intermediate}  # fmt: skip
+    odd = [f"{name} of {size}" for name, size in sizes.items() if size % STEP]
+    if odd:
+        raise ConfigError(
+            f"The model has {', '.join(odd)} features, for which there are no products in FP8.",
+            allowed=f"multiples of {STEP}", next_step=IN_16_BITS,
+        )
 
 
 def column_table(widths: Sequence[int], ranks: Sequence[int], device: torch.device) -> ColumnTable:

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from chulengo.kernels.columns import num_columns
 from chulengo.model.plan_memory import (
     CUDA_CONTEXT_BYTES,
     DTYPE_BYTES,
@@ -23,7 +24,7 @@ from chulengo.model.plan_memory import (
     Plan,
     TrainingMemory,
 )
-from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets, num_columns
+from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
 
 CONTEXT = "CUDA context"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: code, 8-bit scale of 64, float32 scale of 256 of those
@@ -98,8 +99,11 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
         "matrices": _matrices(shape, settings, policies, size),
         "kept by the layers": sum(_kept(shape, each, size, settings.dora) for each in policies.activations) * tokens,
     }
-    if policies.weights == "resident-fp8":  # they wait in the host's memory
-        parts = {name: value for name, value in parts.items() if "weights" not in name}
+    if policies.weights == "resident-fp8":
+        # they wait in the host's memory, but not before the first backward, whose copies (half of all) take their place
+        name = next(name for name in parts if "weights" in name)
+        beyond = parts.pop(name) - parts["matrices"] // 2
+        parts |= {name: beyond} if beyond > 0 else {}
     backward = tokens * _backward(shape, policies.activations, size, settings, fp8=policies.fp8)
     moments = {
         "layers": {**parts, "one layer's backward": backward},

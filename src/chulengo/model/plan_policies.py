@@ -155,21 +155,22 @@ def smallest_run_change(
     # recomputation is not among the changes: `auto` does it by itself where that is needed
     for changes in ({}, *changes_by_cost(replace(settings, gradient_checkpointing=True))):
         for freed in _freed(wanted):
-            overrides = {SETTING[name]: "auto" for name in freed} | changes
+            overrides = {SETTING[name]: value for name, value in freed.items()} | changes
             if not overrides:
                 continue
-            left = replace(wanted, **dict.fromkeys(freed, "auto"))
+            left = replace(wanted, **freed)
             found = plan_run(config, changed_memory(settings, changes), device, left)
             if needed_bytes(found.plan) <= device.free_bytes:
                 return tuple(override_text(key, value) for key, value in overrides.items()), found.plan
     return None
 
 
-def _freed(wanted: Wanted) -> list[tuple[str, ...]]:
-    """Returns which of the policies insisted on are left to the plan: none, one of them, all."""
-    given = tuple(name for name, value in asdict(wanted).items() if value != "auto")
-    singles = [(name,) for name in given]
-    return [(), *singles, *([given] if len(given) > 1 else [])]
+def _freed(wanted: Wanted) -> list[dict[str, str]]:
+    """Returns which of the policies insisted on are left to the plan: none, one of them, all. FP8 stays FP8."""
+    left = {name: "fp8" if value.endswith("fp8") else "auto" for name, value in asdict(wanted).items()}
+    given = {name: value for name, value in left.items() if value != getattr(wanted, name)}
+    singles = [{name: value} for name, value in given.items()]
+    return [{}, *singles, *([given] if len(given) > 1 else [])]
 
 
 def _candidates(shape: ModelShape, settings: TrainingMemory, wanted: Wanted) -> Iterator[Policies]:

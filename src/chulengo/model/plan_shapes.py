@@ -111,11 +111,6 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape | None:
     )  # fmt: skip
 
 
-def num_columns(ranks: int) -> int:
-    """Returns the columns of an adapter beside a row in FP8; see `kernels.reference.fp8.num_columns`."""
-    return max(128, 1 << (ranks - 1).bit_length()) if ranks else 0
-
-
 def linear_targets(targets: Sequence[str]) -> tuple[str, ...] | None:
     """Returns which of the seven linear maps carry LoRA, or None when another module is named."""
     if "all-linear" in targets:

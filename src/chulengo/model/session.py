@@ -118,7 +118,8 @@ def open_session(
         attention: see `model.load.load_base`.
         offline: no network.
         engine: fast, reference, or auto: fast where it covers what is asked for.
-        weights_policy: of the fast engine, for quantised weights: stream, resident, or auto.
+        weights_policy: of the fast engine, for quantised weights: stream, resident, or auto, which those of training in
+            FP8 mean here too.
         adds_adapter: the caller will put a further adapter on the base.
 
     Raises:
@@ -148,6 +149,8 @@ def open_session(
         reason = why_not_fast(config, folder, **shared, attention=attention, adds_adapter=adds_adapter)
     engine, note = choose_engine(engine, reason)
     notes += [note] if note else []
+    if weights_policy.endswith("fp8"):
+        notes.append(f"model.weights_policy {weights_policy} is for training: answers are not computed in FP8")
     shared |= {"double_quant": double_quant, "name": name, "vocab_size": tokenizer.vocab_size}
     if engine == "fast":
         loaded = load_to_answer(base, folder, config, **shared, weights=weights_policy)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chulengo.errors import ChulengoError
-from chulengo.model.llama_shape import read_llama_shape
+from chulengo.errors import ChulengoError, ConfigError
+from chulengo.model.llama_shape import REFERENCE, read_llama_shape
 from chulengo.model.lora_settings import lora_settings
 
 DTYPE_OF = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # precision -> dtype of products
@@ -51,6 +51,25 @@ def why_not_covered(
     if kind == "cuda" and dtype == "float32":
         return "On a GPU it attends in 16 bits only, and float32 was asked for."
     return None
+
+
+def check_insisted(engine: str, weights_policy: str, reason: str) -> None:
+    """Raises `ConfigError` where the user wants what the fast engine alone has, and it does not cover the run.
+
+    Args:
+        engine: auto, fast or reference.
+        weights_policy: products in FP8 are another arithmetic, which must not be dropped in silence; the other policies
+            change no number.
+        reason: of `why_not_covered`.
+    """
+    if engine == "fast":
+        raise ConfigError(f"model.engine is fast, which does not cover this run. {reason}", next_step=REFERENCE)
+    if weights_policy.endswith("fp8"):
+        raise ConfigError(
+            f"model.weights_policy is {weights_policy}, which the fast engine alone has, and it does not cover this "
+            f"run. {reason}",
+            next_step="--set model.weights_policy=auto, for the reference engine's products in 16 or 32 bits",
+        )
 
 
 def fast_dtype(compute_dtype: str, precision: str, kind: str, *, has_bf16: bool) -> str | None:

@@ -6,6 +6,7 @@ the same reason.
 
 Policies change when something is computed and how much memory that takes, never a number; graphs, which fill batches
 up, may change the last bits. `model/plan_policies.py` chooses them, by the same plan that says whether the run fits.
+Products in FP8 are the exception: another arithmetic, never chosen, and where they cannot be had `auto` is no way out.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any
 
 import torch
 
-from chulengo.errors import ConfigError, DoesNotFitError
+from chulengo.errors import DoesNotFitError
 from chulengo.kernels import ops
-from chulengo.model.llama_shape import REFERENCE
+from chulengo.model.fp8_products import check_fp8
+from chulengo.model.llama_shape import read_llama_shape
 from chulengo.model.load import resolve_device, resolve_dtype, use_threads
 from chulengo.model.plan import DeviceMemory, TrainingMemory, device_memory, training_memory
 from chulengo.model.plan_policies import RunPlan, Wanted, check_room, leaner_run, plan_run
-from chulengo.train.coverage import DTYPE_OF, fast_dtype, why_not_covered
+from chulengo.train.coverage import DTYPE_OF, check_insisted, fast_dtype, why_not_covered
 from chulengo.train.optimizer import resolve_precision
 
 SETTINGS = ("weights_policy", "activations_policy", "embeddings_policy", "graphs")  # of section `model`
@@ -82,23 +84,23 @@ def choose_engine(
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ConfigError: `fast` was asked for and does not apply; a dtype or precision that the device does not have.
+        ConfigError: `fast` or FP8 was asked for and does not apply; a dtype or precision that the device does not have.
     """
     place = resolve_device(device)
-    _check_fp8(policies, place)
     compute_dtype, precision = plan["compute_dtype"], plan["precision"]
     if wanted != "reference":
         memory = device_memory(str(place))
         reason = why_not_fast(model_config, lora=lora, longest_row=longest_row, plan=plan, place=place, memory=memory)
         if reason is None:
+            if policies.weights.endswith("fp8"):
+                check_fp8(read_llama_shape(model_config, max_seq_tokens=longest_row).sizes, place)
             name = fast_dtype(compute_dtype, precision, memory.kind, has_bf16=memory.has_bf16)
             assert name is not None, "why_not_fast has asked"
             exact = {**plan, "compute_dtype": name, "precision": PRECISION_OF[name]}
             settings = training_memory(device=memory, **exact)
             found = plan_run(model_config, settings, memory, policies)
             return _fast_choice(name, found, (model_config, settings, memory), policies)
-        if wanted == "fast":
-            raise ConfigError(f"model.engine is fast, which does not cover this run. {reason}", next_step=REFERENCE)
+        check_insisted(wanted, policies.weights, reason)
     else:
         reason = None
     dtype = str(resolve_dtype(compute_dtype, place)).removeprefix("torch.")
@@ -114,14 +116,6 @@ def _fast_choice(
 
     room = functools.partial(check_room, *planned, found, wanted)
     return EngineChoice("fast", None, dtype, PRECISION_OF[dtype], found, room, leaner)
-
-
-def _check_fp8(policies: Wanted, place: torch.device) -> None:
-    if policies.weights.endswith("fp8") and place.type == "cuda" and torch.cuda.get_device_capability(place) < (8, 9):
-        raise ConfigError(
-            f"model.weights_policy is {policies.weights}; {torch.cuda.get_device_name(place)} has no products in FP8.",
-            allowed="GPUs of compute capability 8.9 and above", next_step="--set model.weights_policy=auto",
-        )
 
 
 def why_not_fast(

@@ -107,6 +107,13 @@ def test_fast_insists_and_auto_says_why(base: Path) -> None:
     assert (asked.engine, asked.notes) == ("reference", ())
 
 
+def test_answers_are_not_in_fp8_and_that_is_said(base: Path) -> None:
+    session = open_session(str(base), device="cpu", quantization="nf4", weights_policy="resident-fp8")
+    assert "engine fast, resident weights" in session.describe()
+    assert [note for note in session.notes if "resident-fp8 is for training" in note]
+    assert open_session(str(base), device="cpu", quantization="nf4", weights_policy="resident").notes == ()
+
+
 def answers(session: Session, side: str) -> list[tuple[tuple[int, ...], str]]:
     with session.side(side) as model:
         found = answer_all(model, session.renderer, CHATS, GenerationSettings(max_new_tokens=16), 2)

@@ -274,9 +274,16 @@ class TestFP8:
         assert parts["resident-fp8"]["matrices"] == pytest.approx(2 * linear, rel=0.04)
         assert parts["resident-fp8"]["matrices"] > 2 * linear
 
+    def test_16_bit_weights_are_there_until_the_first_backward(self) -> None:
+        """Two bytes of weights and one of the forward's copies, then two bytes of copies."""
+        shape, settings = shape_of("7b"), TrainingMemory(1, 2048, quantization="none")
+        parts = predict_fast(shape, settings, Policies("resident-fp8", ("keep",) * 32)).parts
+        linear = shape.num_layers * shape.layer_linear_weights
+        assert parts["weights"] + parts["matrices"] == pytest.approx(3 * linear, rel=0.04)
+
     def test_a_wish_is_freed_when_nothing_fits(self) -> None:
         settings = TrainingMemory(4, 2048, optimizer="adamw_8bit")
         change = smallest_run_change(config_of("7b"), settings, DeviceMemory("a card", "cuda", 9 * GIB, 9 * GIB),
                                      Wanted("resident-fp8"))  # fmt: skip
         assert change is not None
-        assert change[0] == ("model.weights_policy=auto",)
+        assert change[0] == ("model.weights_policy=fp8",), "another arithmetic is not the plan's to advise"

@@ -120,3 +120,16 @@ def test_a_replay_with_the_masks_of_the_captured_step_is_seen(
     monkeypatch.setattr(StepGraphs, "nll", stale)
     found = trained(graphed)
     assert not torch.allclose(found[-2], expected[-2], rtol=1e-4)
+
+
+def test_graphs_do_not_outlive_what_they_read(folder: Path) -> None:
+    """Switching a folded adapter off and on frees the matrices and copies that a captured step reads."""
+    model = make_fast(folder)
+    model._uses_graphs = True
+    model.attach_lora(**LORA)
+    before = model._graphs
+    with model.disable_adapter():
+        pass
+    assert before is not None
+    assert isinstance(model._graphs, StepGraphs)
+    assert model._graphs is not before

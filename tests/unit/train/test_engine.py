@@ -95,6 +95,30 @@ def test_the_reference_engine_takes_no_policies(monkeypatch: pytest.MonkeyPatch)
     assert chosen().reason == "Its kernels do not run here: Triton is not installed."
 
 
+def test_fp8_is_never_dropped_for_the_reference_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 139)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
+    assert chosen(policies=Wanted("fp8")).settings()["weights_policy"] == "resident-fp8"
+    with pytest.raises(ConfigError, match=r"fp8, which the fast engine alone has.*attention is eager") as caught:
+        chosen(policies=Wanted("fp8"), attention="eager")
+    assert caught.value.next_step is not None
+    assert caught.value.next_step.startswith("--set model.weights_policy=auto")
+
+
+def test_fp8_where_the_gpu_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 139)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
+    monkeypatch.setitem(SEVEN_B, "intermediate_size", 11000)
+    with pytest.raises(ConfigError, match=r"intermediate_size of 11000 features"):
+        chosen(policies=Wanted("stream-fp8"))
+    chosen(policies=Wanted("stream"))
+    monkeypatch.setitem(SEVEN_B, "intermediate_size", 11008)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "Some GPU")
+    with pytest.raises(ConfigError, match=r"Some GPU has no products in FP8"):
+        chosen(policies=Wanted("stream-fp8"))
+
+
 def test_the_model_gets_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, asked = make_llama(tmp_path / "llama"), {}
     right = fast_model.load_fast

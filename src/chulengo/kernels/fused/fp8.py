@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 
 from chulengo.kernels.applies import need, need_rows
-from chulengo.kernels.fused.launch import need_float, need_launchable, row_block, row_warps
+from chulengo.kernels.columns import num_columns
+from chulengo.kernels.fused.launch import need_float, need_launchable, row_block, row_warps, shared_bytes
 from chulengo.kernels.reference import fp8 as reference
 from chulengo.kernels.reference.fp8 import SMALLEST_AMAX, AdapterCopies, ColumnTable
 from chulengo.kernels.reference.nf4 import E4M3_LARGEST
@@ -32,7 +33,16 @@ PIECE, PIECE_WARPS = 4096, 16  # features of a piece of a long row; of 13 pairs 
 COLUMN_ROWS = 16  # rows of a program that writes an adapter's columns
 ADAPTER_BLOCK = 4096
 LOW_ROWS, LOW_PIECE, LOW_WARPS, LOW_STAGES = 64, 128, 4, 5  # of the small product; of eleven choices the fastest
+LOW_SOURCES = 256  # ranks of a program, at most: 512 need 360 KiB of shared memory, and an H200 has 227
 ROPE_WARPS = 8
+
+
+@triton.jit
+def _e4m3(x, LARGEST: tl.constexpr):
+    """x.clamp(-448, 448).to(e4m3); NaN stays NaN, which the run must see: plain minima and maxima would drop it."""
+    x = tl.maximum(x, -LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    x = tl.minimum(x, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    return x.to(tl.float8e4nv)
 
 
 @triton.jit
@@ -41,8 +51,7 @@ def _store_row(value, inside, row, k, stride_rows, rows_ptr, scale_ptr, SMALLEST
     """scale = amax / 448; x8 = (x * (448 / amax)).to(e4m3), clamped; `value` is float32 and 0 outside the row."""
     amax = tl.maximum(tl.max(tl.abs(value), 0), SMALLEST)
     scaled = value * tl.div_rn(LARGEST, amax)
-    scaled = tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST)
-    tl.store(rows_ptr + row * stride_rows + k, scaled.to(tl.float8e4nv), mask=inside)
+    tl.store(rows_ptr + row * stride_rows + k, _e4m3(scaled, LARGEST), mask=inside)
     tl.store(scale_ptr + row, tl.div_rn(amax, LARGEST))
 
 
@@ -127,8 +136,7 @@ def _swiglu_backward(dproduct_ptr, gate_ptr, up_ptr, dboth_ptr, product_ptr, row
         k = start + tl.arange(0, BLOCK_K)
         inside = k < 2 * num_features
         value = tl.load(dboth_ptr + row * stride_dboth + k, mask=inside, other=0.0).to(tl.float32)
-        scaled = tl.minimum(tl.maximum(value * factor, -LARGEST), LARGEST)
-        tl.store(rows_ptr + row * stride_rows + k, scaled.to(tl.float8e4nv), mask=inside)
+        tl.store(rows_ptr + row * stride_rows + k, _e4m3(value * factor, LARGEST), mask=inside)
 
 
 @triton.jit
@@ -145,8 +153,7 @@ def _heads(x_ptr, num_heads, num_pairs, stride_head, HEADS: tl.constexpr, PAIRS:
 @triton.jit
 def _store_pair(a, b, inside, place, num_pairs, ptr, factor, EIGHTH: tl.constexpr, LARGEST: tl.constexpr):
     if EIGHTH:
-        a = tl.minimum(tl.maximum(a * factor, -LARGEST), LARGEST)
-        b = tl.minimum(tl.maximum(b * factor, -LARGEST), LARGEST)
+        a, b = _e4m3(a * factor, LARGEST), _e4m3(b * factor, LARGEST)
     tl.store(ptr + place, a.to(ptr.dtype.element_ty), mask=inside)
     tl.store(ptr + place + num_pairs, b.to(ptr.dtype.element_ty), mask=inside)
 
@@ -208,8 +215,7 @@ def _columns(source_ptr, factor_ptr, scale_ptr, first_ptr, last_ptr, column_ptr,
     scale = tl.load(scale_ptr + row, mask=row < num_rows, other=1.0)
     # (source * factor / scale).to(e4m3), clamped
     scaled = tl.div_rn(value * factor[None, :], tl.broadcast_to(scale[:, None], (BLOCK_T, COLUMNS)))
-    scaled = tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST)
-    tl.store(rows_ptr + row.to(tl.int64)[:, None] * stride_rows + s[None, :], scaled.to(tl.float8e4nv),
+    tl.store(rows_ptr + row.to(tl.int64)[:, None] * stride_rows + s[None, :], _e4m3(scaled, LARGEST),
              mask=(row < num_rows)[:, None] & (s >= 0)[None, :])  # fmt: skip
 
 
@@ -253,26 +259,25 @@ def _adapter(a_ptr, b_ptr, first_ptr, last_ptr, column_ptr, scale_o_ptr, scale_i
     for start in range(0, num_in, BLOCK):
         i = start + tl.arange(0, BLOCK)
         a = tl.load(a_ptr + s * stride_a + i, mask=i < num_in, other=0.0).to(tl.float32)
-        scaled = tl.minimum(tl.maximum(a * tl.div_rn(LARGEST, amax), -LARGEST), LARGEST)
-        tl.store(a8_ptr + s * num_in + i, scaled.to(tl.float8e4nv), mask=i < num_in)
+        tl.store(a8_ptr + s * num_in + i, _e4m3(a * tl.div_rn(LARGEST, amax), LARGEST), mask=i < num_in)
     amax = tl.maximum(tl.max(most_b, 0), SMALLEST)
     tl.store(b_scale_ptr + s, tl.div_rn(amax, LARGEST))
     for start in range(first, last, BLOCK):
         row = start + tl.arange(0, BLOCK)
         b = tl.load(b_ptr + row.to(tl.int64) * stride_b + column, mask=row < last, other=0.0).to(tl.float32)
-        scaled = tl.minimum(tl.maximum(b * tl.div_rn(LARGEST, amax), -LARGEST), LARGEST)
-        tl.store(b8_ptr + s * num_out + row, scaled.to(tl.float8e4nv), mask=row < last)
+        scaled = _e4m3(b * tl.div_rn(LARGEST, amax), LARGEST)
+        tl.store(b8_ptr + s * num_out + row, scaled, mask=row < last)
 
 
 @triton.jit
 def _low(rows_ptr, scale_ptr, copy_ptr, copy_scale_ptr, factor_ptr, low_ptr, num_rows, num_features, num_sources,
          stride_rows, LARGEST: tl.constexpr, COLUMNS: tl.constexpr, SOURCES: tl.constexpr, BLOCK_T: tl.constexpr,
          BLOCK_K: tl.constexpr):  # fmt: skip
-    """x Aᵀ, and its columns; the work is reading x."""
+    """x Aᵀ, and its columns; the work is reading x. A program has SOURCES ranks, so x is read again beyond them."""
     row = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     row_in = row < num_rows
     place = row.to(tl.int64)[:, None] * stride_rows
-    s = tl.arange(0, SOURCES)
+    s = tl.program_id(1) * SOURCES + tl.arange(0, SOURCES)
     sum_ts = tl.zeros((BLOCK_T, SOURCES), tl.float32)
     for start in range(0, num_features, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -287,12 +292,12 @@ def _low(rows_ptr, scale_ptr, copy_ptr, copy_scale_ptr, factor_ptr, low_ptr, num
              mask=row_in[:, None] & (s < num_sources)[None, :])  # fmt: skip
     factor = tl.load(factor_ptr + s, mask=s < num_sources, other=0.0)
     column = tl.div_rn(low.to(tl.float32) * factor[None, :], tl.broadcast_to(scale[:, None], (BLOCK_T, SOURCES)))
-    column = tl.minimum(tl.maximum(column, -LARGEST), LARGEST)
-    tl.store(rows_ptr + place + num_features + s[None, :], column.to(tl.float8e4nv),
+    tl.store(rows_ptr + place + num_features + s[None, :], _e4m3(column, LARGEST),
              mask=row_in[:, None] & (s < COLUMNS)[None, :])  # fmt: skip
-    for start in range(SOURCES, COLUMNS, SOURCES):
+    # what no program has: each has filled its own
+    for start in range(SOURCES * tl.num_programs(1), COLUMNS, SOURCES):
         nothing = tl.zeros((BLOCK_T, SOURCES), tl.float32).to(tl.float8e4nv)
-        behind = place + num_features + start + s[None, :]
+        behind = place + num_features + start + tl.arange(0, SOURCES)[None, :]
         tl.store(rows_ptr + behind, nothing, mask=row_in[:, None] & (s >= 0)[None, :])
 
 
@@ -457,14 +462,15 @@ def rank_product(
     need_rows("rows", rows_TW)
     num_rows, num_features, ranks = rows_TW.shape[0], copy_SK.shape[1], len(factor_S)
     columns = rows_TW.shape[1] - num_features
-    need(columns == reference.num_columns(ranks), f"There are {columns} columns.", allowed="`num_columns` of the ranks")
+    need(columns == num_columns(ranks), f"There are {columns} columns.", allowed="`num_columns` of the ranks")
     low_TS = torch.empty((num_rows, ranks), dtype=dtype, device=rows_TW.device)
     if rows_TW.numel():
-        sources = max(16, triton.next_power_of_2(ranks))
-        _low[(triton.cdiv(num_rows, LOW_ROWS),)](
+        sources = min(LOW_SOURCES, max(16, triton.next_power_of_2(ranks)))
+        stages = min(LOW_STAGES, shared_bytes(rows_TW) // ((LOW_ROWS + sources) * LOW_PIECE))
+        _low[(triton.cdiv(num_rows, LOW_ROWS), triton.cdiv(ranks, sources))](
             rows_TW, scale_T1, copy_SK, copy_scale_S1, factor_S, low_TS, num_rows, num_features, ranks,
             rows_TW.stride(0), LARGEST=E4M3_LARGEST, COLUMNS=columns, SOURCES=sources, BLOCK_T=LOW_ROWS,
-            BLOCK_K=LOW_PIECE, num_warps=LOW_WARPS, num_stages=LOW_STAGES,
+            BLOCK_K=LOW_PIECE, num_warps=LOW_WARPS, num_stages=stages,
         )  # fmt: skip
     return low_TS
 

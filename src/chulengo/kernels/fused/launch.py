@@ -6,6 +6,8 @@ same kernels on CPU tensors, slowly: the tests use that, nothing else does.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 
@@ -35,6 +37,17 @@ def need_launchable(x: torch.Tensor) -> None:
         f"The tensor is on {x.device}, the current device is cuda:{torch.cuda.current_device()}.",
         next_step="torch.cuda.set_device(...) before the call",
     )
+
+
+def shared_bytes(x: torch.Tensor) -> int:
+    """Returns the shared memory that one program may use on the device of `x`: 227 KiB on Hopper, 99 on Ada."""
+    return _shared_bytes(x.device.index) if x.is_cuda else 227 << 10  # interpreted
+
+
+@functools.cache  # asked some 500 times a step
+def _shared_bytes(device: int) -> int:
+    most: int = triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"]
+    return most
 
 
 def need_float(name: str, x: torch.Tensor) -> None:

@@ -16,9 +16,7 @@ An adapter rides in columns beside the values, so that one product computes x W�
     [x8 | h8] [W8 | B8]ᵀ,     h8_ts = round(h_ts s / (c_s scale_t)),     B8_os = round(B_os c_s / scale_o)
 
 h = x Aᵀ is a product in e4m3 too. Any c_s gives the same product but for rounding and the ends of e4m3's range;
-`copy_adapter` says which one is taken, and why. There are 128 columns, or the next power of two that holds all ranks:
-an H200 multiplies 8,192 tokens of Llama 2 7B both ways in 164 ms, with 128 columns in 168, but with 64 in 171 and with
-16 in 195, where rows do not start at cache lines.
+`copy_adapter` says which one is taken, and why; `kernels/columns.py` how many columns there are.
 
 Legend: T tokens, K features (D behind the norm, I behind SwiGLU), O out features, S columns of an adapter, W features
 and columns together.
@@ -36,7 +34,6 @@ from chulengo.kernels.reference import rms_norm, rope, swiglu
 from chulengo.kernels.reference.nf4 import E4M3_LARGEST
 
 SMALLEST_AMAX = 2.0**-60  # its reciprocal is a normal float32
-LEAST_COLUMNS = 128
 
 
 class ColumnTable(NamedTuple):
@@ -48,11 +45,6 @@ class ColumnTable(NamedTuple):
     first_S: Tensor
     last_S: Tensor
     column_S: Tensor
-
-
-def num_columns(rank: int) -> int:
-    """Returns how many columns a row has for adapters of this many ranks together."""
-    return max(LEAST_COLUMNS, 1 << (rank - 1).bit_length()) if rank else 0
 
 
 def quantize_rows(x_TK: Tensor, columns: int = 0) -> tuple[Tensor, Tensor]:

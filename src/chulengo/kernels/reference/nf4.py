@@ -44,6 +44,7 @@ BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCK_SIZE = 256
 E4M3_LARGEST = 448.0
 LARGEST_IN_COPY = 56.0
+LEAST_OF_AVERAGE = 0.25
 CELLS = 65535  # bitsandbytes' CPU table: cell i stands for the value 2 i / 65535 - 1
 QUANT_STATE = "quant_state.bitsandbytes__nf4"
 
@@ -261,14 +262,18 @@ def matrix_scales(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the scales of a matrix that is not quantised, as `fp8_scales` does.
 
     Each row's largest value becomes 56, not 448. The three powers of two above it are for the columns of an adapter,
-    which share the scale of the row they stand in (`reference.fp8.ranges`). It costs nothing: e4m3 is a floating format
-    of 15 powers of two, and NF4's smallest level is 2**-4 of its block's largest.
+    which share the scale of the row they stand in (`reference.fp8.copy_adapter`). It costs nothing: e4m3 is a floating
+    format of 15 powers of two, and NF4's smallest level is 2**-4 of its block's largest. For the same reason no scale
+    is below a quarter of the average: a row of zeros, or one much smaller than the others, would otherwise leave an
+    adapter's column, whose factor is the same for all rows, no room in any of them.
     """
     magnitude_OI, smallest = weight_OI.float().abs(), 1e-12
-    return (
-        (magnitude_OI.amax(1).clamp(min=smallest) / LARGEST_IN_COPY)[:, None],
-        (magnitude_OI.amax(0).clamp(min=smallest) / LARGEST_IN_COPY)[:, None],
+    amaxes = magnitude_OI.amax(1), magnitude_OI.amax(0)
+    row_O1, column_I1 = (
+        (torch.maximum(amax, amax.mean() * LEAST_OF_AVERAGE).clamp(min=smallest) / LARGEST_IN_COPY)[:, None]
+        for amax in amaxes
     )
+    return row_O1, column_I1
 
 
 def dequantize_fp8(weight: NF4Weight, scale: Tensor, out: Tensor, *, transposed: bool) -> None:
