@@ -64,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.only or SETTINGS:
         shared, engines = SETTINGS[name]
-        first_losses = []
+        first_losses: dict[bool, list[float]] = {False: [], True: []}  # in FP8, or not
         for turn in range(arguments.rounds):
             for engine in list(engines)[:: 1 if turn % 2 == 0 else -1]:
                 if engine in arguments.without:
@@ -72,10 +72,12 @@ def main() -> None:
                 row = run(engine, [*shared, *engines[engine]], arguments.folder, arguments.seconds)
                 if row is None:
                     continue
-                first_losses.append(float(str(row["first_loss"])))
-                if max(first_losses) - min(first_losses) > (0.1 if any("FP8" in name for name in engines) else 0.02):
-                    print(f"{engine}: first loss {first_losses[-1]}, another's {first_losses[0]}: not written")
+                loss, fp8 = float(str(row["first_loss"])), "FP8" in engine
+                others = first_losses[False] or first_losses[fp8]
+                if others and max(abs(loss - other) for other in others) > (0.1 if fp8 else 0.02):
+                    print(f"{engine}: first loss {loss}, another's {others[0]}: not written")
                     continue
+                first_losses[fp8].append(loss)
                 print(f"{name:26} {engine:12} {row['tokens_per_s']:>7} tokens/s {row['peak_gib']:>6} GiB "
                       f"first loss {row['first_loss']}", flush=True)  # fmt: skip
                 with arguments.out.open("a", encoding="utf-8") as file:
