@@ -121,3 +121,13 @@ def test_losses_fall_as_in_float32(family_folder: Callable[[str], Path]) -> None
     usual, eighth = losses(), losses(weights="stream-fp8")
     assert usual[-1] < 0.8 * usual[0]
     assert max(abs(a - b) for a, b in zip(usual, eighth, strict=True)) < 0.1 * (usual[0] - usual[-1])
+
+
+def test_a_refused_adapter_changes_nothing(family_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    path = family_folder("qwen 3")
+    make_fast(path, lora={"dropout": 0.1}).save_adapter(tmp_path)
+    model = model_of(path, weights="stream-fp8")
+    before = outcome(model)
+    with pytest.raises(ConfigError, match="no adapter with dropout"):
+        model.load_adapter(tmp_path, trainable=True)
+    assert_equal_tensors(before, outcome(model))

@@ -44,7 +44,7 @@ from chulengo.model.linear_group import LoraForm, Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
 from chulengo.model.load import resolve_device, resolve_dtype
-from chulengo.model.lora import attach_fresh, named_factors, read_adapter, write_adapter
+from chulengo.model.lora import adapter_settings, attach_fresh, named_factors, read_adapter, write_adapter
 from chulengo.model.lora_settings import ALL_LINEAR, LoraSettings, lora_settings
 from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs, pack_batch, pack_sequences
@@ -145,10 +145,12 @@ class FastModel:
         Raises:
             ModelError: no adapter, one of another model, or one with a part that this engine does not have.
         """
-        settings = read_adapter(self._groups, folder, device=self.device, trainable=trainable)
+        settings = adapter_settings(folder)  # everything that may be refused, before a factor is changed
         if trainable and settings.dora and settings.dropout:
             raise refuse(f"The adapter in {folder} has DoRA with dropout {settings.dropout}.", allowed="dropout 0")
-        self._adapted(settings, _lora_form(settings, form, fp8=self._matrices.fp8 is not None))
+        lora_form = _lora_form(settings, form, fp8=self._matrices.fp8 is not None)
+        read_adapter(self._groups, folder, device=self.device, trainable=trainable)
+        self._adapted(settings, lora_form)
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter in PEFT's files, as `model.adapter.save_adapter` would."""
