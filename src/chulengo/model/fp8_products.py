@@ -8,8 +8,8 @@ matrix in columns of its own, and one product computes
     dx = dy W  + s u A       u = dy B
 
 h and u are needed for the gradients of A and B anyway (dA = s uᵀ x, dB = s dyᵀ h), so the adapter costs its columns:
-2 % of the product at rank 16 (`kernels/reference/fp8.py` has the formulas and the figures). They are products in FP8
-too: they read half the bytes, and their rounding, 4 % of themselves, is a third of what the gradient has already.
+2 % of the product at rank 16 (`kernels/columns.py` has the figures, `kernels/reference/fp8.py` the formulas). They are
+products in FP8 too, which read half the bytes.
 
 Where copies come from, as in 16 bits:
 

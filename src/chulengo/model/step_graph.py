@@ -47,8 +47,8 @@ class _Captured:
 class RepeatedWork:
     """Work on the same tensors again and again, which writes where it wrote before, as a graph on a CUDA device.
 
-    After an optimiser step of Llama 2 7B some 400 small kernels bring the adapter's copies up to date; launched one by
-    one they keep the device waiting for 5 ms.
+    After an optimiser step of Llama 2 7B in FP8, 384 small kernels bring the adapter's copies up to date; launched one
+    by one they would keep the device waiting for the host.
     """
 
     def __init__(self, work: Callable[[], None]) -> None:

@@ -8,7 +8,6 @@ same rows and by the same code as every later validation score.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -352,6 +351,8 @@ def _train_or_leaner(
 
     Returns the run as it was trained, since its policies are its own then.
     """
+    from chulengo.train.bench import release
+
     while True:
         try:
             return run, _train(run, resume=resume, message=message, **shown)
@@ -362,19 +363,10 @@ def _train_or_leaner(
             if leaner is None or leaner.found is None:
                 raise
             message(f"{error.given} Beginning again, {leaner.found.policies.describe()}.")
-        _release()
+        release()
         config = _resolved(run.config, run.inputs, leaner, run.paths)
         run = dataclasses.replace(run, config=config, choice=leaner, plan=leaner.found.plan)
         _describe(run)
-
-
-def _release() -> None:
-    """Gives back the memory of a model that nobody holds any more."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _train(

@@ -281,6 +281,13 @@ class TestFP8:
         linear = shape.num_layers * shape.layer_linear_weights
         assert parts["weights"] + parts["matrices"] == pytest.approx(3 * linear, rel=0.04)
 
+    def test_gradients_of_gate_and_up_are_there_in_a_byte_too(self) -> None:
+        shape, settings, full = shape_of("7b"), TrainingMemory(4, 2048), ("full",) * 32
+        eighth, plain = (predict_fast(shape, settings, Policies(w, full)).parts for w in ("stream-fp8", "stream"))
+        assert eighth["one layer's backward"] - plain["one layer's backward"] == 8192 * 2 * 11008
+        # the larger of gate and up's two copies, with 128 columns, instead of their matrix in 16 bits
+        assert (eighth["matrices"], plain["matrices"]) == (22016 * (4096 + 128), 2 * 22016 * 4096)
+
     def test_a_wish_is_freed_when_nothing_fits(self) -> None:
         settings = TrainingMemory(4, 2048, optimizer="adamw_8bit")
         change = smallest_run_change(config_of("7b"), settings, DeviceMemory("a card", "cuda", 9 * GIB, 9 * GIB),
