@@ -59,7 +59,8 @@ LORAS = [
 def test_recomputing_is_keeping(family_folder: Any, family: str, dtype: str, lora: dict[str, Any]) -> None:
     settings = {"compute_dtype": dtype, "lora": lora}
     kept = outcome(model_of(family_folder(family), **settings))
-    for policy in ("selective", "full", "offload", ["keep", "selective", "full", "offload"]):
+    mixed = ["keep", "offload-attention", "full", "offload"]
+    for policy in ("selective", "full", "offload", "offload-attention", mixed):
         assert_equal_tensors(kept, outcome(model_of(family_folder(family), activations=policy, **settings)))
 
 
@@ -146,9 +147,7 @@ def test_packed_is_unpacked(family_folder: Any, form: str) -> None:
 def test_filled_up_to_static_shapes(family_folder: Any) -> None:
     model = model_of(family_folder("mistral"))
     filled = pack_batch(BATCH, max_sequences=20, max_targets=300)
-    expected = outcome(model)
-    assert_equal_tensors({"loss": expected.pop("loss")}, {"loss": outcome(model, filled)["loss"]})
-    close(outcome(model, filled), expected, 1e-6)
+    close(outcome(model, filled), outcome(model), 1e-6)
     assert model.nll(filled)[1] == model.nll(BATCH)[1]
 
 

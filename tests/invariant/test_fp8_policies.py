@@ -44,7 +44,8 @@ def test_policies_are_the_same_computation(
     settings: dict[str, Any] = {"compute_dtype": dtype, "lora": lora}
     kept = outcome(model_of(family_folder(family), weights="resident-fp8", **settings))
     for weights, policy in (("stream-fp8", "keep"), ("stream-fp8", "full"), ("resident-fp8", "selective"),
-                            ("stream-fp8", ["keep", "selective", "full", "offload"])):  # fmt: skip
+                            ("stream-fp8", ["keep", "selective", "full", "offload"]),
+                            ("resident-fp8", "offload-attention")):  # fmt: skip
         model = model_of(family_folder(family), weights=weights, activations=policy, **settings)
         assert_equal_tensors(kept, outcome(model))
 

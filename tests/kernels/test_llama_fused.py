@@ -79,7 +79,7 @@ def test_fp8_on_the_fused_kernels(folder: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("lora", [{}, {"dropout": 0.2}, {"dora": True}], ids=["folded", "dropout", "dora"])
-@pytest.mark.parametrize("activations", ["keep", "full", "offload"])
+@pytest.mark.parametrize("activations", ["keep", "full", "offload", "offload-attention"])
 def test_graphs_replay_the_step(folder: Path, activations: str, lora: dict[str, Any]) -> None:
     settings = {"device": "cuda", "compute_dtype": "bfloat16", "activations": activations}
     plain, graphed = (

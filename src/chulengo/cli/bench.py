@@ -38,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--weights", choices=("stream", "resident", "stream-fp8", "resident-fp8"), default="stream",
                         help="of the fast engine (default: stream)")
-    parser.add_argument("--activations", choices=("keep", "selective", "full", "offload"), default="selective",
-                        help="of the fast engine (default: selective); full and offload also turn on gradient "
+    parser.add_argument("--activations", default="selective",
+                        choices=("keep", "selective", "full", "offload", "offload-attention"),
+                        help="of the fast engine (default: selective); all but keep also turn on gradient "
                         "checkpointing in the reference engine")
     parser.add_argument("--steps", type=int, default=6, metavar="N", help="timed steps (default: 6)")
     parser.add_argument("--warm-up", type=int, default=3, metavar="N", help="steps before those (default: 3)")

@@ -88,7 +88,7 @@ class FastModel:
         self._matrices, self._backend = matrices, backend
         self._groups = list(weights.groups())
         self._activations = tuple(activations)
-        self._host_states = HostStates(device) if "offload" in activations else None
+        self._host_states = HostStates(device) if any("offload" in each for each in activations) else None
         self._cos_SP, self._sin_SP = rope_tables(shape, device)
 
     @property

@@ -16,6 +16,8 @@ to be an argument of some operation. Three policies, layer by layer:
     full        h alone: the layer up to gate and up is computed again; the last product, which nothing but the next
                 layer needs, is not
     offload     as full, and h waits in the host's memory (`model.offload`)
+    offload-attention   as offload, and what attention keeps beside q, k and v waits there too, and h': neither
+                attention nor the map after it is computed again
 
 Under the first two, maps with DoRA's magnitudes have their outputs kept as well (q and k before their turn).
 
@@ -43,6 +45,7 @@ from torch.autograd.function import once_differentiable
 from chulengo.kernels import ops
 from chulengo.model.dropout import MaskSeed, mask_seed
 from chulengo.model.fp8_products import Rows
+from chulengo.model.kept_attention import KeptAttention
 from chulengo.model.linear_group import (
     LinearGroup,
     Matrices,
@@ -56,7 +59,8 @@ from chulengo.model.llama_weights import LlamaLayer, LlamaWeights
 from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs
 
-ACTIVATION_POLICIES = ("keep", "selective", "full", "offload")
+ACTIVATION_POLICIES = ("keep", "selective", "full", "offload", "offload-attention")
+RECOMPUTED = ("full", "offload", "offload-attention")
 
 # (layer's index, q_TNH, k_TKH, v_TKH) -> [T, N, H]
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -92,6 +96,13 @@ class Pass:
     host: HostStates | None = None
     embedded_TD: Tensor | None = None
     attention: Attention | None = None
+
+    def attend(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        """Returns attention within the packed sequences, [T, N, H]."""
+        inputs = self.inputs
+        return ops.packed_attention(
+            q_TNH, k_TKH, v_TKH, inputs.cu_seqlens, inputs.max_seqlen, backend=self.backend
+        )
 
     def seed_for(self, layer: LlamaLayer, group: int) -> MaskSeed | None:
         """Returns what the dropout masks of one group of maps are made of."""
@@ -147,10 +158,10 @@ def decoder_layer(
         run: the pass.
         policy: what to keep for the backward.
     """
-    if policy in ("full", "offload"):
+    if policy in RECOMPUTED:
         h_TD = branch_TD if residual_TD is None else branch_TD + residual_TD
         branch_TD, residual_TD = _FullRecompute.apply(  # type: ignore[no-untyped-call]
-            h_TD, layer, run, policy == "offload", *layer.parameters()
+            h_TD, layer, run, policy, *layer.parameters()
         )
         return branch_TD, residual_TD
     attended_TD, h_TD = _attend(branch_TD, residual_TD, layer, run, policy == "keep")
@@ -167,29 +178,34 @@ def _stream(weights: LlamaWeights, run: Pass, activations: Sequence[str]) -> Ten
     return branch_TD if residual_TD is None else branch_TD + residual_TD
 
 
+def _before_attention(
+    branch_TD: Tensor, residual_TD: Tensor | None, layer: LlamaLayer, run: Pass, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns q [T, N, H], k and v [T, K, H], and the stream h [T, D]."""
+    all_four: tuple[Tensor, Tensor, Tensor, Tensor] = _BeforeAttention.apply(  # type: ignore[no-untyped-call]
+        branch_TD, residual_TD, layer, run, keep, *layer.qkv.parameters()
+    )
+    return all_four
+
+
 def _attend(
     branch_TD: Tensor, residual_TD: Tensor | None, layer: LlamaLayer, run: Pass, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns attention's output [T, N*H] and the stream h [T, D]."""
-    q_TNH, k_TKH, v_TKH, h_TD = _BeforeAttention.apply(  # type: ignore[no-untyped-call]
-        branch_TD, residual_TD, layer, run, keep, *layer.qkv.parameters()
-    )
+    q_TNH, k_TKH, v_TKH, h_TD = _before_attention(branch_TD, residual_TD, layer, run, keep)
     if run.attention is not None:
         return run.attention(layer.index, q_TNH, k_TKH, v_TKH).flatten(1), h_TD
-    inputs = run.inputs
-    a_TNH = ops.packed_attention(
-        q_TNH, k_TKH, v_TKH, inputs.cu_seqlens, inputs.max_seqlen, backend=run.backend
-    )
-    return a_TNH.flatten(1), h_TD
+    return run.attend(q_TNH, k_TKH, v_TKH).flatten(1), h_TD
 
 
 def _after_attention(
-    attended_TD: Tensor, h_TD: Tensor, layer: LlamaLayer, run: Pass, keep: bool, last_product: bool
-) -> tuple[Tensor, Tensor]:
-    """Returns p Wdᵀ (zeros that cost nothing without `last_product`) and h', both [T, D]."""
+    attended_TD: Tensor, h_TD: Tensor, layer: LlamaLayer, run: Pass, keep: bool, last_product: bool,
+    middle_TD: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Returns p Wdᵀ (zeros that cost nothing without `last_product`) and h' (`middle_TD` where known), both [T, D]."""
     factors = [factor for group in (layer.o, layer.gate_up, layer.down) for factor in group.parameters()]
     both: tuple[Tensor, Tensor] = _AfterAttention.apply(  # type: ignore[no-untyped-call]
-        attended_TD, h_TD, layer, run, keep, last_product, *factors
+        attended_TD, h_TD, layer, run, keep, last_product, middle_TD, *factors
     )
     return both
 
@@ -267,11 +283,16 @@ class _AfterAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, attended_TD: Tensor, h_TD: Tensor, layer: LlamaLayer, run: Pass, keep: bool, last_product: bool,
-        *factors: Tensor,
+        middle_TD: Tensor | None, *factors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         rows = run.matrices.rows(attended_TD, layer.o)
-        o_TD, o_low_TS = multiply(attended_TD, layer.o, run.matrices, run.seed_for(layer, 1), rows)
-        rows, x_TD, h_TD, rstd_T = _normed(o_TD, h_TD, layer.after_norm_D, layer.gate_up, run, keep)
+        if middle_TD is None or layer.o.rescaled:
+            o_TD, o_low_TS = multiply(attended_TD, layer.o, run.matrices, run.seed_for(layer, 1), rows)
+            branch_TD, residual_TD = o_TD, h_TD
+        else:
+            o_TD, o_low_TS = None, rank_input(layer.o, run.matrices, rows)
+            branch_TD, residual_TD = middle_TD, None
+        rows, x_TD, h_TD, rstd_T = _normed(branch_TD, residual_TD, layer.after_norm_D, layer.gate_up, run, keep)
         both_T2I, both_low_TS = multiply(x_TD, layer.gate_up, run.matrices, run.seed_for(layer, 2), rows)
         rows, product_TI = _gated(both_T2I, layer.down, run, keep)
         if last_product:
@@ -328,21 +349,29 @@ class _AfterAttention(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dattended_TD = input_gradient(dstream_TD, u_TS, layer.o, matrices, o_seed, rows)
         dfactors = (*do_factors, *dboth_factors, *ddown_factors)
-        return dattended_TD, dstream_TD, None, None, None, None, *dfactors
+        return dattended_TD, dstream_TD, None, None, None, None, None, *dfactors
 
 
 class _FullRecompute(torch.autograd.Function):
-    """h -> a whole layer; the backward computes the layer again, but for its last product."""
+    """h -> a whole layer; the backward computes the layer again, but for its last product and what was kept."""
 
     @staticmethod
     def forward(
-        ctx: Any, h_TD: Tensor, layer: LlamaLayer, run: Pass, offload: bool, *factors: Tensor
+        ctx: Any, h_TD: Tensor, layer: LlamaLayer, run: Pass, policy: str, *factors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        attended_TD, _ = _attend(h_TD, None, layer, run, False)
         ctx.layer, ctx.run, ctx.device = layer, run, h_TD.device
-        ctx.host = run.host if offload else None
+        ctx.host = run.host if policy != "full" else None
+        ctx.attention = None
+        if ctx.host is not None and policy == "offload-attention":
+            q, k, v, _ = _before_attention(h_TD, None, layer, run, False)
+            ctx.attention = KeptAttention()
+            a_TNH, kept = ctx.attention.forward(run.attend, q, k, v)
+            down_TD, middle_TD = _after_attention(a_TNH.flatten(1), h_TD, layer, run, False, True)
+            ctx.host.put(layer.index, (h_TD, middle_TD.detach(), *kept))  # the output itself will carry a graph
+            return down_TD, middle_TD
+        attended_TD, _ = _attend(h_TD, None, layer, run, False)
         if ctx.host is not None:
-            ctx.host.put(layer.index, h_TD)
+            ctx.host.put(layer.index, (h_TD,))
         else:
             ctx.save_for_backward(h_TD)
         return _after_attention(attended_TD, h_TD, layer, run, False, True)
@@ -351,14 +380,20 @@ class _FullRecompute(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, ddown_TD: Tensor, dh_TD: Tensor) -> Any:
         layer, run = ctx.layer, ctx.run
-        kept_TD = ctx.saved_tensors[0] if ctx.host is None else ctx.host.take(layer.index, ctx.device)
+        kept_TD, *others = ctx.saved_tensors if ctx.host is None else ctx.host.take(layer.index, ctx.device)
         h_TD = kept_TD.detach().requires_grad_(ctx.needs_input_grad[0])
         factors = [factor for factor in layer.parameters() if factor.requires_grad]
         wanted = ([h_TD] if h_TD.requires_grad else []) + factors
         with torch.enable_grad():
-            attended_TD, stream_TD = _attend(h_TD, None, layer, run, True)
+            middle_TD = None
+            if ctx.attention is None:
+                attended_TD, stream_TD = _attend(h_TD, None, layer, run, True)
+            else:
+                q, k, v, stream_TD = _before_attention(h_TD, None, layer, run, True)
+                middle_TD, *kept = others
+                attended_TD = ctx.attention.again(kept, q, k, v).flatten(1)
             # the last product is not computed again, but where its output is needed for its magnitudes
-            outputs = _after_attention(attended_TD, stream_TD, layer, run, True, layer.down.rescaled)
+            outputs = _after_attention(attended_TD, stream_TD, layer, run, True, layer.down.rescaled, middle_TD)
         gradients = list(torch.autograd.grad(outputs, wanted, (ddown_TD, dh_TD)))
         return gradients.pop(0) if h_TD.requires_grad else None, None, None, None, *gradients
 

@@ -36,6 +36,7 @@ class DeviceMemory:
     free_bytes: int
     total_bytes: int
     has_bf16: bool = True
+    host_bytes: int | None = None  # free memory of the machine that a GPU is in; None: enough
 
 
 def device_memory(device: str = "auto") -> DeviceMemory:
@@ -46,6 +47,9 @@ def device_memory(device: str = "auto") -> DeviceMemory:
     Raises:
         ConfigError: there is no such device.
     """
+    import psutil
+
+    memory = psutil.virtual_memory()
     if device != "cpu":
         import torch
 
@@ -57,11 +61,9 @@ def device_memory(device: str = "auto") -> DeviceMemory:
             has_bf16 = torch.cuda.get_device_capability(place)[0] >= 8
             name, limit = torch.cuda.get_device_name(place), limit_of(place)
             if limit is None:
-                return DeviceMemory(name, "cuda", free, total, has_bf16)
-            return DeviceMemory(f"{name}, limited to {gib(limit)},", "cuda", min(free, limit), limit, has_bf16)
-    import psutil
-
-    memory = psutil.virtual_memory()
+                return DeviceMemory(name, "cuda", free, total, has_bf16, memory.available)
+            name, free = f"{name}, limited to {gib(limit)},", min(free, limit)
+            return DeviceMemory(name, "cuda", free, limit, has_bf16, memory.available)
     return DeviceMemory(f"this machine ({os.cpu_count()} CPU cores)", "cpu", memory.available, memory.total)
 
 

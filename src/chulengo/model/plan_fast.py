@@ -30,6 +30,7 @@ CONTEXT = "CUDA context"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: code, 8-bit scale of 64, float32 scale of 256 of those
 NF4_SINGLE_BYTES = 0.5 + 4 / 64
 STATES_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0 + 8 / 256, "paged_adamw_8bit": 2.0 + 8 / 256, "paged_adamw_32bit": 8.0}
+RECOMPUTED = ("full", "offload", "offload-attention")  # policies under which a layer is computed again
 HEAD_CHUNK = 2048  # tokens whose logits exist at once
 # What the allocator holds beyond what is in use, as a share: 6 to 10 % where nothing limits it (H200, six settings of 5
 # to 37 GiB). Limited to 16 and 24 GiB, runs that left it 5 % ran out; limited to 8 and 12, runs that left it 10 % ran.
@@ -42,7 +43,7 @@ class Policies:
 
     Attributes:
         weights: stream, resident, stream-fp8 or resident-fp8.
-        activations: of each layer: keep, selective, full or offload.
+        activations: of each layer: keep, selective, full, offload or offload-attention.
         embeddings: device or host.
         graphs: whether a step is replayed as a CUDA graph.
     """
@@ -147,7 +148,7 @@ def _rescaling(shape: ModelShape, settings: TrainingMemory, targets: tuple[str, 
 def _kept(shape: ModelShape, policy: str, size: int, dora: bool) -> int:
     """Returns the bytes a token that one layer keeps: see the table at the top of `model/llama.py`."""
     hidden, q, kv, wide = shape.hidden, shape.q_width, shape.kv_width, shape.intermediate
-    if policy == "offload":
+    if policy.startswith("offload"):
         return 0
     if policy == "full":
         return size * hidden
@@ -173,13 +174,29 @@ def _backward(
     most = 0
     for policy in set(activations):
         inner = size * (3 * hidden + 3 * wide + (0 if policy == "keep" else wide))
-        if policy in ("full", "offload"):  # the layer's own tensors, made again, and its input
+        if policy in RECOMPUTED:  # the layer's own tensors, made again, and its input
             inner += _kept(shape, "selective", size, settings.dora)
-            inner += size * (2 * hidden + (2 * hidden if policy == "offload" else 0))
+            inner += size * 2 * hidden
+            if policy != "full":  # a layer's that leave, another's that come
+                inner += size * hidden + moved_token_bytes(shape, policy, size)
             if not settings.dora:
                 inner -= 2 * size * wide  # gradients of gate and up take the place of these
         most = max(most, inner)
     return most + dropped + eighth
+
+
+def moved_token_bytes(shape: ModelShape, policy: str, size: int) -> int:
+    """Returns the bytes a token that one layer keeps in the host's memory, in elements of `size` bytes."""
+    if policy == "offload":
+        return size * shape.hidden
+    # both streams, attention's output and a sum of exponentials a head
+    return size * (2 * shape.hidden + shape.q_width) + 4 * shape.num_heads if policy == "offload-attention" else 0
+
+
+def pinned_bytes(shape: ModelShape, settings: TrainingMemory, policies: Policies) -> int:
+    """Returns the bytes of the host's memory that the layers' states take, pinned."""
+    size, tokens = DTYPE_BYTES[settings.compute_dtype], settings.batch_size * settings.row_tokens
+    return tokens * sum(moved_token_bytes(shape, policy, size) for policy in policies.activations)
 
 
 def _loss(shape: ModelShape, tokens: int, size: int) -> int:

@@ -1,8 +1,11 @@
 """Which policies the fast engine takes on a device: the fastest that fit, or what the user insists on.
 
-The policies form one list, fastest first, and the first that fits is taken. Between "selective" and "offload" it goes
-layer by layer, so that memory is filled and not more. Full means full: whatever is chosen leaves the allocator its
-slack, and only when not even the leanest policies do is a run started without it.
+The policies form one list, fastest first, and the first that fits is taken. Between "selective" and what is computed
+again it goes layer by layer, so that memory is filled and not more. Layers that are computed again move as much to the
+host as its bus carries beside their work: attention's output and both streams ("offload-attention"), or only their
+input ("offload") in FP8, where there is less to hide behind, and where the host has no room for more. Full means full:
+whatever is chosen leaves the allocator its slack, and only when not even the leanest policies do is a run started
+without it.
 
 A CPU has no card to fill and no plan that was measured: there the reference engine's plan decides, which needs more
 for the same rows. Activations are kept where that fits, and the matrices where they fit beside it.
@@ -25,12 +28,13 @@ from chulengo.model.plan import (
     override_text,
     predict_memory,
 )
-from chulengo.model.plan_fast import Policies, predict_fast
+from chulengo.model.plan_fast import RECOMPUTED, Policies, pinned_bytes, predict_fast
 from chulengo.model.plan_memory import DTYPE_BYTES, Plan, TrainingMemory
 from chulengo.model.plan_shapes import ModelShape, read_shape
 
 GRAPH_TOKENS = 2048  # up to here a step is bound by launches, and a graph pays (H200: 512 tokens 390 -> 65 ms)
 LEANER = 0.9  # of what ran out of memory; the plan's memory is within 3 % of what is used
+HOST_SHARE = 0.5  # of the host's free memory that may be pinned for what layers could compute again
 SETTING = {  # what the user types to insist on a policy
     "weights": "model.weights_policy", "activations": "model.activations_policy",
     "embeddings": "model.embeddings_policy", "graphs": "model.graphs",
@@ -43,7 +47,7 @@ class Wanted:
 
     Attributes:
         weights: auto, stream, resident, or fp8, stream-fp8, resident-fp8, which are never chosen by themselves.
-        activations: auto, keep, selective, full or offload, of all layers.
+        activations: auto, keep, selective, full, offload or offload-attention, of all layers.
         embeddings: auto, device or host.
         graphs: auto, always or never.
     """
@@ -78,16 +82,18 @@ def plan_run(
     assert shape is not None, "the fast engine covers nothing else"
     if device.kind != "cuda":
         return _on_cpu(config, shape, settings, device.free_bytes, wanted)
-    policies = choose_policies(shape, settings, device.free_bytes, wanted)
+    policies = choose_policies(shape, settings, device.free_bytes, wanted, host_bytes=device.host_bytes)
     if policies is not None:
         return RunPlan(policies, predict_fast(shape, settings, policies))
-    plans = [RunPlan(each, predict_fast(shape, settings, each)) for each in _candidates(shape, settings, wanted)]
+    rows = _candidates(shape, settings, wanted, device.host_bytes)
+    plans = [RunPlan(each, predict_fast(shape, settings, each)) for each in rows]
     return min(plans, key=lambda found: needed_bytes(found.plan))
 
 
 def choose_policies(
-    shape: ModelShape, settings: TrainingMemory, free_bytes: int, wanted: Wanted | None = None
-) -> Policies | None:
+    shape: ModelShape, settings: TrainingMemory, free_bytes: int, wanted: Wanted | None = None, *,
+    host_bytes: int | None = None,
+) -> Policies | None:  # fmt: skip
     """Returns the fastest policies that fit on a GPU, or None when none does.
 
     Args:
@@ -95,9 +101,10 @@ def choose_policies(
         settings: of the run; `gradient_checkpointing` rules out keeping activations.
         free_bytes: of the device.
         wanted: what the user insists on.
+        host_bytes: free memory of the host; None: enough.
     """
     tight: tuple[int, Policies] | None = None
-    for policies in _candidates(shape, settings, wanted or Wanted()):
+    for policies in _candidates(shape, settings, wanted or Wanted(), host_bytes):
         plan = predict_fast(shape, settings, policies)
         if plan.device_bytes <= free_bytes:
             return policies
@@ -127,7 +134,7 @@ def leaner_run(
         if wanted.activations != "auto" or found.policies.activations[0] != "keep":
             return None
         return _on_cpu(config, shape, settings, device.free_bytes, replace(wanted, activations="full"))
-    for policies in _candidates(shape, settings, wanted):
+    for policies in _candidates(shape, settings, wanted, device.host_bytes):
         plan = predict_fast(shape, settings, policies)
         if needed_bytes(plan) <= LEANER * needed_bytes(found.plan):
             return RunPlan(policies, plan)
@@ -173,7 +180,9 @@ def _freed(wanted: Wanted) -> list[dict[str, str]]:
     return [{}, *singles, *([given] if len(given) > 1 else [])]
 
 
-def _candidates(shape: ModelShape, settings: TrainingMemory, wanted: Wanted) -> Iterator[Policies]:
+def _candidates(
+    shape: ModelShape, settings: TrainingMemory, wanted: Wanted, host_bytes: int | None
+) -> Iterator[Policies]:
     """Yields the policies of a run on a GPU, fastest first."""
     layers, tokens = shape.num_layers, settings.batch_size * settings.row_tokens
     graphs = wanted.graphs == "always" or (wanted.graphs == "auto" and tokens <= GRAPH_TOKENS)
@@ -183,14 +192,16 @@ def _candidates(shape: ModelShape, settings: TrainingMemory, wanted: Wanted) -> 
         rows = [("resident", whole, "device"), ("stream", whole, "device"), ("stream", whole, last)]
         rows.append(("resident", whole, last))
     else:
-        lean = ("offload",) * layers
+        kinds = ("offload",) if wanted.weights.endswith("fp8") else ("offload-attention", "offload")
+        leans = [(kind,) * layers for kind in kinds]
         if settings.gradient_checkpointing:
             rows = [(weights, ("full",) * layers, "device") for weights in ("resident", "stream")]
         else:
             both = [("keep",) * layers, ("selective",) * layers]
             rows = [(weights, kept, "device") for weights in ("resident", "stream") for kept in both]
-            rows += [("stream", ("selective",) * n + lean[n:], "device") for n in range(layers - 1, 0, -1)]
-        rows += [("stream", lean, "device"), ("stream", lean, last)]
+            numbers = range(layers - 1, 0, -1)
+            rows += [("stream", ("selective",) * n + lean[n:], "device") for lean in leans for n in numbers]
+        rows += [("stream", lean, where) for lean in leans for where in ("device", last)]
         if wanted.weights.startswith("resident"):
             rows += [("resident", kept, where) for weights, kept, where in rows if weights == "stream"]
     seen = set()
@@ -201,7 +212,11 @@ def _candidates(shape: ModelShape, settings: TrainingMemory, wanted: Wanted) -> 
             continue
         where = embeddings if wanted.embeddings == "auto" else wanted.embeddings
         policies = Policies(weights, activations, where, graphs)
-        if policies not in seen:
+        crowded = (
+            wanted.activations == "auto" and "offload-attention" in activations and host_bytes is not None
+            and pinned_bytes(shape, settings, policies) > HOST_SHARE * host_bytes
+        )  # fmt: skip
+        if policies not in seen and not crowded:
             seen.add(policies)
             yield policies
 
@@ -210,7 +225,7 @@ def _on_cpu(
     config: Mapping[str, Any], shape: ModelShape, settings: TrainingMemory, free_bytes: int, wanted: Wanted
 ) -> RunPlan:
     def planned(activations: str) -> Plan:
-        again = settings.gradient_checkpointing or activations in ("full", "offload")
+        again = settings.gradient_checkpointing or activations in RECOMPUTED
         return predict_memory(config, replace(settings, gradient_checkpointing=again))
 
     activations = wanted.activations

@@ -12,16 +12,18 @@ sum, would be wrong for every large batch, where launches are hidden whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chulengo.model.plan_fast import Policies
+from chulengo.model.plan_fast import RECOMPUTED, Policies, pinned_bytes
 from chulengo.model.plan_memory import DTYPE_BYTES, TrainingMemory
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
 
 # shares of the device's rates, from profiles on an H200: see benchmarks/LOG.md
 ATTENTION_SHARE = 0.57
+ATTENTION_LONGER = 0.12  # more of it for every doubling of a row's length from 2,048 to 8,192 tokens
 ELEMENTWISE_SHARE = 0.8
 FACTOR_SHARE = 0.8
 DEQUANTISE_SHARE = 0.35
@@ -32,6 +34,10 @@ FP8_PRODUCTS = 1.87
 FP8_ELEMENTWISE = 1.15
 FP8_DEQUANTISE_SHARE = 0.27
 FP8_LAUNCHES = 1.18
+# copies to the host while the device computes, fitted to steps of 4 x 2,048 tokens with two streams and attention's
+# output moved (in FP8 0.10 s longer than the forward, in bf16 hidden); the way back has the longer backward
+HOST_SHARE = 0.58
+FORWARD_SHARE = 0.45  # of a step in which nothing is computed again; all of it again takes 0.78 of that
 # host seconds a layer, forward and backward, of a step without a graph: 0.2029 s for 32 layers (2 x 1,024 tokens)
 LAUNCH_SECONDS = 6.3e-3
 # and this share more where a layer is computed again: 0.24 to 0.31 s for 32 layers (1 x 512 tokens)
@@ -45,15 +51,17 @@ class DeviceRates:
     Attributes:
         product_flops: bf16 products, FLOP/s, sustained.
         copy_bytes: bytes/s read and written by a copy on the device.
+        host_bytes: bytes/s of a copy to pinned memory of the host, or from it.
         source: where the numbers are from, in words.
     """
 
     product_flops: float
     copy_bytes: float
+    host_bytes: float
     source: str
 
 
-H200 = DeviceRates(680e12, 4.28e12, "at the rates of one H200")
+H200 = DeviceRates(680e12, 4.28e12, 55e9, "at the rates of one H200")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,8 @@ class StepTime:
     """The predicted time of one micro-batch, forward and backward.
 
     Attributes:
-        parts: seconds; "waiting for launches" is what the host needs beyond the device's own time.
+        parts: seconds; "waiting for launches" is what the host needs beyond the device's own time, "waiting for the
+            host's memory" what copies to it and from it take beyond the forward and the backward.
         tokens: of the micro-batch.
     """
 
@@ -98,24 +107,28 @@ def predict_step(
         rates: of the device.
     """
     tokens, layers = settings.batch_size * settings.row_tokens, shape.num_layers
-    again = sum(policy in ("full", "offload") for policy in policies.activations) / layers
+    again = sum(policy in RECOMPUTED for policy in policies.activations) / layers
+    attention_kept = policies.activations.count("offload-attention") / layers
     linear = layers * shape.layer_linear_weights
-    down = shape.linear("down_proj")
-    recomputed = 1 if settings.dora else 1 - down[0] * down[1] / shape.layer_linear_weights
-    flops = 2 * tokens * linear * (2 + again * recomputed)
+    spared = {"down_proj": again, "o_proj": attention_kept}  # maps that are not computed again, but for their norms
+    spared_weights = 0 if settings.dora else sum(math.prod(shape.linear(name)) * n for name, n in spared.items())
+    recomputed = again - spared_weights / shape.layer_linear_weights
+    flops = 2 * tokens * linear * (2 + recomputed)
     pairs = tokens * settings.row_tokens / 2 * shape.q_width * layers
     targets = linear_targets(settings.targets) or LINEAR_NAMES
     moved = _adapter_values(shape, settings, targets, again)
     # written at every use; or, folded, once an optimiser step; an adapter beside kept copies costs next to nothing
     once = 0.0 if policies.fp8 else 1 / settings.gradient_accumulation
-    uses = (2 + again * recomputed) if policies.weights.startswith("stream") else once
+    uses = (2 + recomputed) if policies.weights.startswith("stream") else once
     if settings.dora:  # once an optimiser step every matrix is written for the norms of its rows
         uses += 1 / settings.gradient_accumulation
     size = DTYPE_BYTES[settings.compute_dtype]
     written = 1.5 / FP8_DEQUANTISE_SHARE if policies.fp8 else (0.5 + size) / DEQUANTISE_SHARE
+    doublings = min(max(math.log2(settings.row_tokens / 2048), 0), 2)
+    attention_flops = ATTENTION_SHARE * (1 + ATTENTION_LONGER * doublings) * rates.product_flops
     parts = {
         "products": flops / (rates.product_flops * (FP8_PRODUCTS if policies.fp8 else 1)),
-        "attention": 4 * pairs * (3.5 + again) / (ATTENTION_SHARE * rates.product_flops),
+        "attention": 4 * pairs * (3.5 + again - attention_kept) / attention_flops,
         "head": 4 * tokens * shape.hidden * shape.vocab / rates.product_flops,
         "adapter": size * moved * tokens * layers / (FACTOR_SHARE * rates.copy_bytes),
         "dequantisation": written * linear * uses / rates.copy_bytes,
@@ -126,6 +139,9 @@ def predict_step(
     if policies.fp8:
         launches *= FP8_LAUNCHES
     parts["waiting for launches"] = max(0.0, launches - sum(parts.values()))
+    copied = pinned_bytes(shape, settings, policies) / (HOST_SHARE * rates.host_bytes)  # in each direction
+    forward = FORWARD_SHARE * sum(parts.values()) / (1 + 0.78 * FORWARD_SHARE * again)
+    parts["waiting for the host's memory"] = max(0.0, copied - forward)
     return StepTime(parts, tokens)
 
 

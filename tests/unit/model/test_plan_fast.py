@@ -13,7 +13,7 @@ import pytest
 
 from chulengo.errors import DoesNotFitError
 from chulengo.model.plan import DeviceMemory, TrainingMemory, changed_memory, needed_bytes
-from chulengo.model.plan_fast import Policies, predict_fast
+from chulengo.model.plan_fast import Policies, pinned_bytes, predict_fast
 from chulengo.model.plan_policies import Wanted, check_room, choose_policies, plan_run, smallest_run_change
 from chulengo.model.plan_shapes import ModelShape, read_shape
 from chulengo.model.plan_speed import H200, predict_step
@@ -111,7 +111,8 @@ def test_memory_is_filled_and_not_more(batch: int, tokens: int, optimizer: str) 
         kept = policies.activations.count("selective")
         if 0 < kept < 32:  # one layer more would not have fitted
             assert plan.device_bytes <= gib * GIB
-            more = replace(policies, activations=("selective",) * (kept + 1) + ("offload",) * (31 - kept))
+            again = (policies.activations[-1],) * (31 - kept)
+            more = replace(policies, activations=("selective",) * (kept + 1) + again)
             assert predict_fast(shape, settings, more).device_bytes > gib * GIB
     assert not math.isinf(seconds)
 
@@ -123,27 +124,62 @@ def test_the_order_of_policies() -> None:
     order = [next(iter(group)) for group in (list(g) for _, g in itertools.groupby(said))]
     assert order[:4] == ["weights resident, activations selective", "weights stream, activations keep",
                          "weights stream, activations selective",
-                         "weights stream, activations selective in 31 layers, offload in 1 layer"]  # fmt: skip
-    assert order[-2:] == ["weights stream, activations offload",
+                         "weights stream, activations selective in 30 layers, offload-attention in 2 layers"]
+    assert order[-3:] == ["weights stream, activations offload-attention",
+                          "weights stream, activations offload-attention, embeddings on the host",
                           "weights stream, activations offload, embeddings on the host"]  # fmt: skip
     assert found[-1] is None
     assert choose_policies(shape, settings, 80 * GIB) == Policies("resident", ("keep",) * 32)
 
 
 @pytest.mark.parametrize(("gib", "batch", "tokens", "said"), [
-    (8, 1, 2048, "weights stream, activations selective in 9 layers, offload in 23 layers, graphs"),
-    (12, 1, 2048, "weights stream, activations selective in 29 layers, offload in 3 layers, graphs"),
+    (8, 1, 2048, "weights stream, activations selective in 9 layers, offload-attention in 23 layers, graphs"),
+    (12, 1, 2048, "weights stream, activations selective in 29 layers, offload-attention in 3 layers, graphs"),
     (16, 1, 2048, "weights stream, activations keep, graphs"),
     (24, 1, 2048, "weights stream, activations keep, graphs"),
-    (8, 4, 2048, "weights stream, activations offload"),
-    (12, 4, 2048, "weights stream, activations selective in 6 layers, offload in 26 layers"),
-    (16, 4, 2048, "weights stream, activations selective in 11 layers, offload in 21 layers"),
-    (24, 4, 2048, "weights stream, activations selective in 21 layers, offload in 11 layers"),
+    (8, 4, 2048, "weights stream, activations offload-attention"),
+    (12, 4, 2048, "weights stream, activations selective in 5 layers, offload-attention in 27 layers"),
+    (16, 4, 2048, "weights stream, activations selective in 11 layers, offload-attention in 21 layers"),
+    (24, 4, 2048, "weights stream, activations selective in 21 layers, offload-attention in 11 layers"),
 ])  # fmt: skip
 def test_llama_7b_on_small_cards(gib: int, batch: int, tokens: int, said: str) -> None:
     policies = choose_policies(shape_of("7b"), TrainingMemory(batch, tokens, optimizer="adamw_8bit"), gib * GIB)
     assert policies is not None
     assert policies.describe() == said
+
+
+def test_the_host_has_to_have_room() -> None:
+    shape, settings = shape_of("7b"), TrainingMemory(4, 2048, optimizer="adamw_8bit")
+    moved = pinned_bytes(shape, settings, Policies("stream", ("offload-attention",) * 32))
+    assert moved == 32 * 8192 * (3 * 4096 * 2 + 32 * 4)  # two streams, attention's output, a float32 a head
+    more, less = "offload-attention", "offload"
+    for host_bytes, policy in ((None, more), (2 * moved, more), (2 * moved - 1, less)):
+        found = choose_policies(shape, settings, 8 * GIB, host_bytes=host_bytes)
+        assert found is not None
+        assert found.activations == (policy,) * 32
+    wanted = Wanted(activations="offload-attention")  # who insists has it
+    found = choose_policies(shape, settings, 8 * GIB, wanted, host_bytes=0)
+    assert found is not None
+    assert found.activations == ("offload-attention",) * 32
+    config = config_of("7b")
+    for host_bytes, policy in ((None, "offload-attention"), (GIB, "offload")):
+        device = DeviceMemory("GPU", "cuda", 8 * GIB, 8 * GIB, host_bytes=host_bytes)
+        assert set(plan_run(config, settings, device).policies.activations) == {policy}
+    in_fp8 = choose_policies(shape, settings, 8 * GIB, Wanted("fp8"))
+    assert in_fp8 is not None
+    assert set(in_fp8.activations) == {"offload"}
+
+
+def test_waiting_for_the_host() -> None:
+    """A slow bus is waited for, and only for what is beyond the forward."""
+    shape, settings = shape_of("7b"), TrainingMemory(4, 2048, optimizer="adamw_8bit")
+    less, more = (Policies("stream", (policy,) * 32) for policy in ("offload", "offload-attention"))
+    waiting = "waiting for the host's memory"
+    slow = replace(H200, host_bytes=H200.host_bytes / 4)
+    assert predict_step(shape, settings, less, H200).parts[waiting] == 0
+    assert predict_step(shape, settings, more, H200).seconds < predict_step(shape, settings, less, H200).seconds
+    assert predict_step(shape, settings, more, slow).seconds > predict_step(shape, settings, less, slow).seconds
+    assert predict_step(shape, settings, Policies("stream", ("full",) * 32), slow).parts[waiting] == 0
 
 
 def test_what_was_asked_for_is_kept() -> None:
@@ -166,7 +202,7 @@ def test_recomputing_is_recomputing() -> None:
     for gib in (8, 16, 80):
         policies = choose_policies(shape_of("7b"), settings, gib * GIB)
         assert policies is not None
-        assert set(policies.activations) <= {"full", "offload"}
+        assert set(policies.activations) <= {"full", "offload-attention"}
 
 
 def test_graphs_for_small_steps() -> None:
