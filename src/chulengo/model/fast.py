@@ -44,13 +44,13 @@ from chulengo.model.linear_group import LoraForm, Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
 from chulengo.model.load import resolve_device, resolve_dtype
-from chulengo.model.lora import adapter_settings, attach_fresh, named_factors, read_adapter, write_adapter
+from chulengo.model.lora import adapter_settings, attach_fresh, lora_form, named_factors, read_adapter, write_adapter
 from chulengo.model.lora_settings import ALL_LINEAR, LoraSettings, lora_settings
 from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs, pack_batch, pack_sequences
+from chulengo.model.rehearsal import compile_step, few_tokens
 from chulengo.model.step_graph import RepeatedWork, StepGraphs, filled
 
-FORMS = ("auto", "folded", "separate")
 TARGETS_AT_ONCE = 2048  # in `target_nll`: x 32,000 pieces x 4 bytes: 262 MB
 
 
@@ -127,12 +127,12 @@ class FastModel:
             rank=rank, alpha=alpha, dropout=dropout, targets=targets, rslora=rslora, dora=dora,
             train_head=train_head, train_embeddings=train_embeddings,
         )
-        lora_form = _lora_form(settings, form, fp8=self._matrices.fp8 is not None)
+        adapter_form = lora_form(settings, form, fp8=self._matrices.fp8 is not None)
         attach_fresh(self._groups, settings, seed=seed, device=self.device)
         self.dropout_seed, self.micro_step = seed, 0
         if settings.dora:
             self._begin_magnitudes()
-        self._adapted(settings, lora_form)
+        self._adapted(settings, adapter_form)
 
     def load_adapter(self, folder: Path, *, trainable: bool = False, form: str = "auto") -> None:
         """Gives the model the adapter of a folder, in PEFT's files.
@@ -148,9 +148,9 @@ class FastModel:
         settings = adapter_settings(folder)  # everything that may be refused, before a factor is changed
         if trainable and settings.dora and settings.dropout:
             raise refuse(f"The adapter in {folder} has DoRA with dropout {settings.dropout}.", allowed="dropout 0")
-        lora_form = _lora_form(settings, form, fp8=self._matrices.fp8 is not None)
+        adapter_form = lora_form(settings, form, fp8=self._matrices.fp8 is not None)
         read_adapter(self._groups, folder, device=self.device, trainable=trainable)
-        self._adapted(settings, lora_form)
+        self._adapted(settings, adapter_form)
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter in PEFT's files, as `model.adapter.save_adapter` would."""
@@ -168,6 +168,22 @@ class FastModel:
         `named_parameters` are its parts; their gradients are parts of its gradient.
         """
         return [] if self._flat is None else [self._flat.parameter]
+
+    def prepare(self) -> int:
+        """Compiles the kernels of a training step, side by side, and changes nothing else; returns how many.
+
+        A fresh adapter, or one that is to be trained further, has done it: the first step would compile them one after
+        the other. Without a GPU, or in float32, for which there is no step on one, nothing is done.
+        """
+        if ops.choose(self.device, self._backend)[0] != "fused" or self.device.type != "cuda":
+            return 0
+        if self.dtype == torch.float32:
+            return 0
+        inputs = few_tokens(self.shape.max_seq_tokens)
+        drops = self.lora is not None and self.lora.dropout
+        seed_1 = step_seed(self.dropout_seed, 0, self.device) if drops else None
+        run = self._run(inputs.to(self.device), seed_1, self._embedded(inputs))
+        return compile_step(self.weights, run, self._activations)
 
     def clear_gradients(self) -> None:
         """Drops the gradients, and with them their memory; the next `nll` makes room again."""
@@ -286,6 +302,8 @@ class FastModel:
         self._flat = FlatFactors(trainable) if trainable else None
         self._matrices.form = form
         self._step_memory = None
+        if trainable:
+            self.prepare()  # before the refresh, which launches kernels too
         self._forget_matrices()
 
     def _forget_matrices(self) -> None:
@@ -466,31 +484,3 @@ def _layer_policies(activations: str | Sequence[str], num_layers: int) -> tuple[
             allowed=f"{', '.join(llama.ACTIVATION_POLICIES)}: one, or one for each layer",
         )
     return policies
-
-
-def _lora_form(settings: LoraSettings, form: str, *, fp8: bool) -> LoraForm:
-    if form not in FORMS:
-        raise ConfigError(f"The adapter's form is {form!r}.", allowed=", ".join(FORMS))
-    if fp8 and settings.dora:
-        raise ConfigError(
-            "Products in FP8 take no adapter with lora.dora.", allowed="lora.dora=false",
-            next_step="--set lora.dora=false, or --set model.weights_policy=auto for products in 16 bits",
-        )
-    if settings.dora:
-        if form == "separate":
-            raise ConfigError("An adapter with DoRA's magnitudes has no separate form.", allowed="folded, auto")
-        return LoraForm(settings.scale, 0.0, folded=True)
-    if fp8 and settings.dropout:
-        raise ConfigError(
-            f"Products in FP8 take no adapter with dropout {settings.dropout}.", allowed="lora.dropout=0",
-            next_step="--set lora.dropout=0, or --set model.weights_policy=auto for products in 16 bits",
-        )
-    if fp8 and form == "folded":
-        raise ConfigError("FP8 weights cannot take an adapter in: their steps are larger.", allowed="separate")
-    if form == "folded" and settings.dropout:
-        raise ConfigError(
-            f"An adapter with dropout {settings.dropout} cannot be folded into the weights.",
-            allowed="separate with dropout", next_step="lora.dropout=0",
-        )
-    folded = form == "folded" or (form == "auto" and not settings.dropout and not fp8)
-    return LoraForm(settings.scale, settings.dropout, folded)

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chulengo.errors import ModelError
-from chulengo.model.linear_group import Factors, LinearGroup
+from chulengo.errors import ConfigError, ModelError
+from chulengo.model.linear_group import Factors, LinearGroup, LoraForm
 from chulengo.model.llama_shape import refuse
 from chulengo.model.load import import_bitsandbytes, quiet_libraries
 from chulengo.model.lora_settings import LoraSettings
@@ -31,6 +31,7 @@ from chulengo.model.plan_shapes import LINEAR_NAMES
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+FORMS = ("auto", "folded", "separate")
 MAGNITUDE = "lora_magnitude_vector"  # PEFT's files have it without the `.weight` of its module
 
 # settings of adapter_config.json that are read here, or that change nothing once the adapter is written
@@ -214,3 +215,41 @@ def _factors(
         return nn.Parameter(values, requires_grad=trainable)
 
     return Factors(own(a_RI), own(b_OR), None if magnitude_O is None else own(magnitude_O))
+
+
+def lora_form(settings: LoraSettings, form: str, *, fp8: bool) -> LoraForm:
+    """Returns how an adapter is to enter the products.
+
+    Args:
+        settings: of the adapter.
+        form: one of `FORMS`; auto: folded without dropout, separate where products are in FP8.
+        fp8: products are in FP8.
+
+    Raises:
+        ConfigError: a form that the settings or the products do not have.
+    """
+    if form not in FORMS:
+        raise ConfigError(f"The adapter's form is {form!r}.", allowed=", ".join(FORMS))
+    if fp8 and settings.dora:
+        raise ConfigError(
+            "Products in FP8 take no adapter with lora.dora.", allowed="lora.dora=false",
+            next_step="--set lora.dora=false, or --set model.weights_policy=auto for products in 16 bits",
+        )
+    if settings.dora:
+        if form == "separate":
+            raise ConfigError("An adapter with DoRA's magnitudes has no separate form.", allowed="folded, auto")
+        return LoraForm(settings.scale, 0.0, folded=True)
+    if fp8 and settings.dropout:
+        raise ConfigError(
+            f"Products in FP8 take no adapter with dropout {settings.dropout}.", allowed="lora.dropout=0",
+            next_step="--set lora.dropout=0, or --set model.weights_policy=auto for products in 16 bits",
+        )
+    if fp8 and form == "folded":
+        raise ConfigError("FP8 weights cannot take an adapter in: their steps are larger.", allowed="separate")
+    if form == "folded" and settings.dropout:
+        raise ConfigError(
+            f"An adapter with dropout {settings.dropout} cannot be folded into the weights.",
+            allowed="separate with dropout", next_step="lora.dropout=0",
+        )
+    folded = form == "folded" or (form == "auto" and not settings.dropout and not fp8)
+    return LoraForm(settings.scale, settings.dropout, folded)

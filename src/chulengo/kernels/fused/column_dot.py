@@ -19,7 +19,7 @@ from chulengo.kernels.reference.column_dot import check
 ROWS, BLOCK_T, BLOCK_O = 256, 8, 512
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _partial(x_ptr, y_ptr, bias_ptr, out_ptr, num_rows, num_columns, stride_x, stride_y, HAS_BIAS: tl.constexpr,
              ROWS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr):  # fmt: skip
     column = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)

@@ -195,7 +195,7 @@ def _rope_backward(dq_ptr, dk_ptr, dv_ptr, cos_ptr, sin_ptr, position_ptr, dy_pt
     _store_pair(va, vb, v_in, v_place, num_pairs, rows_ptr, factor, True, LARGEST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _columns(source_ptr, factor_ptr, scale_ptr, first_ptr, last_ptr, column_ptr, rows_ptr, num_rows, num_sources,
              stride_row, stride_column, stride_rows, TABLE: tl.constexpr, LARGEST: tl.constexpr, COLUMNS: tl.constexpr,
              BLOCK_T: tl.constexpr):  # fmt: skip
@@ -269,7 +269,7 @@ def _adapter(a_ptr, b_ptr, first_ptr, last_ptr, column_ptr, scale_o_ptr, scale_i
         tl.store(b8_ptr + s * num_out + row, scaled, mask=row < last)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _low(rows_ptr, scale_ptr, copy_ptr, copy_scale_ptr, factor_ptr, low_ptr, num_rows, num_features, num_sources,
          stride_rows, LARGEST: tl.constexpr, COLUMNS: tl.constexpr, SOURCES: tl.constexpr, BLOCK_T: tl.constexpr,
          BLOCK_K: tl.constexpr):  # fmt: skip

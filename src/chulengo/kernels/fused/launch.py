@@ -2,6 +2,10 @@
 
 Triton compiles for CUDA devices. With `TRITON_INTERPRET=1`, set before Triton is imported, its interpreter runs the
 same kernels on CPU tensors, slowly: the tests use that, nothing else does.
+
+Triton compiles a kernel again for an int argument that is 1, or that is a multiple of 16 where none was before. Sizes
+of the model are meant to be known so, for wide loads. The number of rows changes from batch to batch: kernels that
+take it say `do_not_specialize=["num_rows"]`, and compile once.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _forward(x_ptr, residual_ptr, weight_ptr, y_ptr, sum_ptr, rstd_ptr, eps, num
     tl.store(y_ptr + row * num_features + d, y.to(dtype), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _backward(dy_ptr, dsum_ptr, sum_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr, num_rows, num_features, stride_dy,
               stride_dsum, stride_sum, HAS_DSUM: tl.constexpr, WEIGHT_GRADIENT: tl.constexpr,
               BLOCK_D: tl.constexpr):  # fmt: skip
