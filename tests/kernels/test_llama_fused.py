@@ -89,7 +89,8 @@ def test_graphs_replay_the_step(folder: Path, activations: str, lora: dict[str, 
     for model in (plain, graphed):
         randomise(model.named_parameters())
         model.train()
-    for accumulated in (1, 1, 3, 2):  # without a graph, captured, replayed over gradients that are its own, again
+    # without a graph and captured over gradients that are its own, replayed over those, alone, again
+    for accumulated in (3, 1, 1, 2):
         found = []
         for model in (plain, graphed):
             total = torch.zeros((), device="cuda")

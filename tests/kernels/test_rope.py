@@ -49,8 +49,12 @@ def run(module: ModuleType, shape: tuple[int, int, int, int], dtype: torch.dtype
     dq, dk = (normal(*x.shape, dtype=dtype, device=device, seed=2) for x in (q, k))
     before = packed.clone()
     got = dict(zip(("q", "k"), module.forward(q, k, *tables, position), strict=True))
-    got |= dict(zip(("dq", "dk"), module.backward(dq, dk, *tables, position), strict=True))
+    dv, stacked = packed[:, heads + key_heads :], torch.zeros_like(packed)
+    place = stacked[:, heads + key_heads :]
+    got |= dict(zip(("dq", "dk"), module.backward(dq, dk, *tables, position, copied=(dv, place)), strict=True))
     assert torch.equal(packed, before), "inputs were changed"
+    assert torch.equal(place, dv), "v's gradient was not copied"
+    assert not stacked[:, : heads + key_heads].any(), "more than v's gradient was written"
     wide = tuple(t.double() for t in tables)
     exact = by_autograd(q.double(), k.double(), wide, position, dq.double(), dk.double())  # type: ignore[arg-type]
     return faults(got, exact, by_autograd(q, k, tables, position, dq, dk))

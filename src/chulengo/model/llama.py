@@ -257,12 +257,12 @@ class _BeforeAttention(torch.autograd.Function):
         else:
             dy_TO = dq_TNH.new_empty((h_TD.shape[0], sum(layer.qkv.widths)))
             dq, dk, dv = _heads(dy_TO, layer, run.head_size)
-            rope.backward(dq_TNH, dk_TKH, run.cos_SP, run.sin_SP, run.inputs.position_T, out=(dq, dk))
+            turns = (run.cos_SP, run.sin_SP, run.inputs.position_T)
+            rope.backward(dq_TNH, dk_TKH, *turns, out=(dq, dk), copied=(dv_TKH, dv))
             if layer.q_norm_H is not None:
                 q, k, _ = _heads(unturned_TO, layer, run.head_size)
                 dq.copy_(_norm_heads_backward(norm, dq, q, layer.q_norm_H, q_rstd))
                 dk.copy_(_norm_heads_backward(norm, dk, k, layer.k_norm_H, k_rstd))
-            dv.copy_(dv_TKH)
             rows = run.matrices.rows(dy_TO, layer.qkv)
         dfactors: list[Tensor] = []
         u_TS = rank_gradient(dy_TO, layer.qkv, run.matrices, seed, rows)

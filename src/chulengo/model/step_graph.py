@@ -4,7 +4,9 @@ A step of Llama 2 7B launches some 3,500 kernels. At 512 tokens they run for 66 
 390 ms (H200). A graph is launched once: the host's time is gone, whatever the batch. It is tied to shapes, so a batch
 is filled up to the next of few sizes: its tokens (with sequences that nobody looks at), its sequences (empty ones) and
 its targets (ignored ones). The first batch of a size runs without a graph, which compiles kernels; the second is
-captured; from then on it is replayed.
+captured; from then on it is replayed. The first one runs on the stream of the capture: where a node of autograd's is
+still there when the capture begins (somebody holds a loss, or the backward's thread is late), it is met again, and a
+capture cannot wait for another stream's.
 
 A replay computes gradients of the summed loss itself at once, before anybody knows what it will be divided by;
 `backward` multiplies them by what comes. So one replay belongs to one backward: a second replay before it would
@@ -77,6 +79,8 @@ class StepGraphs:
     def __init__(self, flat: FlatFactors, loss: Loss) -> None:
         """Captures nothing yet."""
         self._flat, self._loss = flat, loss
+        # capture and everything before it happen on one stream: nodes of autograd belong to the one they were made on
+        self._stream = torch.cuda.Stream(flat.parameter.device) if flat.parameter.is_cuda else None  # type: ignore[no-untyped-call]
         self._seen: set[Key] = set()
         self._captured: dict[Key, _Captured] = {}
         self._gradient: Tensor | None = None
@@ -92,23 +96,24 @@ class StepGraphs:
             seed_1: of the dropout masks, int64 [1] on the device; None: no dropout.
         """
         key = (len(inputs.ids_T), len(inputs.cu_seqlens), inputs.max_seqlen, len(inputs.target_N))
-        if key not in self._seen:
-            self._seen.add(key)
-            self._flat.attach_gradients()
-            return self._loss(inputs, embedded_TD, seed_1)
         self._flat.release(self._gradient)
         captured = self._captured.get(key)
-        if captured is None:
-            captured = self._captured[key] = self._capture(inputs, embedded_TD, seed_1)
-        else:
+        if captured is not None:
             captured.inputs.copy_(inputs)
             for place, value in zip(captured.optional, (embedded_TD, seed_1), strict=True):
                 if place is not None and value is not None:
                     place.copy_(value)
-        captured.graph.replay()
+        elif key in self._seen:
+            captured = self._captured[key] = self._capture(inputs, embedded_TD, seed_1)
+        if captured is not None:
+            captured.graph.replay()
+            nll = captured.nll
+        else:
+            self._seen.add(key)
+            nll = self._first(inputs, embedded_TD, seed_1)
         self.serial += 1
-        nll: Tensor = _Replayed.apply(self._flat.parameter, captured.nll, self)  # type: ignore[no-untyped-call]
-        return nll
+        differentiable: Tensor = _Replayed.apply(self._flat.parameter, nll, self)  # type: ignore[no-untyped-call]
+        return differentiable
 
     def add_gradients(self, serial: int, factor: Tensor) -> None:
         """Adds the last replay's gradients, times a factor, to the parameters'."""
@@ -120,22 +125,49 @@ class StepGraphs:
         assert self._gradient is not None
         self._flat.add_gradients(self._gradient, factor)
 
-    def _capture(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> _Captured:
+    def _first(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
+        if self._stream is None:
+            return self._run(inputs, embedded_TD, seed_1)
+        around = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(around)
+        with torch.cuda.stream(self._stream):
+            nll = self._run(inputs, embedded_TD, seed_1)
+        around.wait_stream(self._stream)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # what the allocator keeps for this stream is of no use to the other
+        return nll
+
+    def _run(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
+        """Makes the gradients of a batch in the tensor for them; returns its summed loss, without a graph."""
         if self._gradient is None:
             self._gradient = torch.empty_like(self._flat.parameter)
+        with torch.enable_grad(), self._flat.gradients_in(self._gradient):
+            self._gradient.zero_()
+            nll = self._loss(inputs, embedded_TD, seed_1)
+            _forget_workspaces(self._gradient)
+            nll.backward()  # type: ignore[no-untyped-call]
+        return nll.detach()
+
+    def _capture(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> _Captured:
         inputs = inputs.clone()
         embedded_TD = None if embedded_TD is None else embedded_TD.clone()
         seed_1 = None if seed_1 is None else seed_1.clone()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, pool=self._pool), torch.enable_grad():
-            self._gradient.zero_()
-            with self._flat.gradients_in(self._gradient):
-                nll = self._loss(inputs, embedded_TD, seed_1)
-                nll.backward()  # type: ignore[no-untyped-call]
-            nll = nll.detach()
+        _forget_workspaces(self._flat.parameter)
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            nll = self._run(inputs, embedded_TD, seed_1)
         self._pool = graph.pool()
         return _Captured(graph, inputs, (embedded_TD, seed_1), nll)
+
+
+def _forget_workspaces(on: Tensor) -> None:
+    """Gives back what cuBLAS holds, 32 MiB a stream and thread: the forward's is of no use to the backward's thread.
+
+    Work that was queued comes before whatever takes the memory next. A captured graph keeps its own in its pool.
+    """
+    if on.is_cuda:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 def filled(inputs: PackedInputs, most: int) -> PackedInputs:

@@ -63,7 +63,7 @@ def graphed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FastModel:
         return made[-1]
 
     @contextlib.contextmanager
-    def capture(graph: RepeatedLoss, pool: Any = None) -> Any:
+    def capture(graph: RepeatedLoss, pool: Any = None, stream: Any = None) -> Any:
         right = graphs._loss
 
         def noted(*arguments: Any) -> Tensor:
@@ -99,7 +99,7 @@ def test_a_replay_draws_the_masks_of_its_own_step(folder: Path, graphed: FastMod
     expected, found = trained(plain), trained(graphed)
     assert graphed._graphs is not None
     assert len(graphed._graphs._captured) == 1
-    assert graphed._graphs.serial == 5
+    assert graphed._graphs.serial == 6
     for value, own in zip(expected, found, strict=True):
         torch.testing.assert_close(own, value, rtol=1e-4, atol=1e-5)
     assert plain.micro_step == graphed.micro_step == 6
@@ -120,6 +120,22 @@ def test_a_replay_with_the_masks_of_the_captured_step_is_seen(
     monkeypatch.setattr(StepGraphs, "nll", stale)
     found = trained(graphed)
     assert not torch.allclose(found[-2], expected[-2], rtol=1e-4)
+
+
+def test_the_first_batch_leaves_no_nodes_behind(graphed: FastModel) -> None:
+    """Its loss may be held while the second batch is captured: on a GPU a node of it would break the capture."""
+    graphed.train()
+    held, _ = graphed.nll(BATCHES[0])
+    names, nodes = set(), [held.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None:
+            names.add(type(node).__name__)
+            nodes += [each for each, _ in node.next_functions]
+    assert names == {"_ReplayedBackward", "AccumulateGrad"}  # of the flat parameter, which no layer reads
+    held.backward()
+    (flat,) = graphed.trainable_parameters()
+    assert flat.grad is graphed._graphs._gradient  # one gradient, not two  # type: ignore[union-attr]
 
 
 def test_graphs_do_not_outlive_what_they_read(folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 Formulas in `reference/fp8.py`. For a norm, a rotation or SwiGLU one program holds a whole row, so the largest magnitude
 is known before the first value is written: one pass. Against quantising afterwards that saves reading the values twice.
-The 16-bit values are written too where the adapter's gradients will read them. SwiGLU in pieces of a row, computed
-again from the cache for the second pass, took 228 us instead of 196 (H200, 8,192 x 11,008).
+The 16-bit values are written too where the adapter's gradients will read them. SwiGLU's row is held in pieces, rounded
+to 16 bits: fewer registers, so that one program loads while another computes (H200, 8,192 x 11,008: 121 us, the bytes
+alone 105; a row as one block 161, pieces computed again for a second pass 228).
 
 SwiGLU's backward makes rows too long to be held (22,016 gradients of Llama 2 7B): a program goes over its row in
 pieces, writes the gradients, and reads them once more from the cache when the largest is known.
@@ -30,6 +31,7 @@ from chulengo.kernels.reference.swiglu import check as check_swiglu
 
 LARGEST_ROW = 32768
 PIECE, PIECE_WARPS = 4096, 16  # features of a piece of a long row; of 13 pairs the fastest on an H200
+HELD_WARPS = 8  # of a row that is held in such pieces: 121 us, 148 by 16; whole rows took 161
 COLUMN_ROWS = 16  # rows of a program that writes an adapter's columns
 ADAPTER_BLOCK = 4096
 LOW_ROWS, LOW_PIECE, LOW_WARPS, LOW_STAGES = 64, 128, 4, 5  # of the small product; of eleven choices the fastest
@@ -92,17 +94,28 @@ def _rms_norm(x_ptr, residual_ptr, weight_ptr, rows_ptr, scale_ptr, y_ptr, sum_p
 
 @triton.jit
 def _swiglu(gate_ptr, up_ptr, rows_ptr, scale_ptr, product_ptr, num_features, stride_gate, stride_up, stride_rows,
-            KEEP: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+            KEEP: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, BLOCK_K: tl.constexpr,
+            PIECES: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    k = tl.arange(0, BLOCK_K)
-    inside = k < num_features
-    gate = tl.load(gate_ptr + row * stride_gate + k, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + row * stride_up + k, mask=inside, other=0.0).to(tl.float32)
-    # (silu(gate) * up).to(dtype)
-    product = (gate * tl.sigmoid(gate) * up).to(gate_ptr.dtype.element_ty)
-    if KEEP:
-        tl.store(product_ptr + row * num_features + k, product, mask=inside)
-    _store_row(product.to(tl.float32), inside, row, k, stride_rows, rows_ptr, scale_ptr, SMALLEST, LARGEST)
+    largest = tl.zeros((BLOCK_K,), tl.float32)
+    products = ()  # of 16 bits, in registers until the largest is known
+    for piece in tl.static_range(PIECES):
+        k = piece * BLOCK_K + tl.arange(0, BLOCK_K)
+        inside = k < num_features
+        gate = tl.load(gate_ptr + row * stride_gate + k, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(up_ptr + row * stride_up + k, mask=inside, other=0.0).to(tl.float32)
+        # (silu(gate) * up).to(dtype)
+        product = (gate * tl.sigmoid(gate) * up).to(gate_ptr.dtype.element_ty)
+        if KEEP:
+            tl.store(product_ptr + row * num_features + k, product, mask=inside)
+        largest = tl.maximum(largest, tl.abs(product.to(tl.float32)))
+        products = products + (product,)  # noqa: RUF005 - Triton unpacks none
+    amax = tl.maximum(tl.max(largest, 0), SMALLEST)
+    tl.store(scale_ptr + row, tl.div_rn(amax, LARGEST))
+    for piece in tl.static_range(PIECES):
+        k = piece * BLOCK_K + tl.arange(0, BLOCK_K)
+        scaled = products[piece].to(tl.float32) * tl.div_rn(LARGEST, amax)
+        tl.store(rows_ptr + row * stride_rows + k, _e4m3(scaled, LARGEST), mask=k < num_features)
 
 
 @triton.jit
@@ -315,14 +328,10 @@ def _prepare(x_TK: torch.Tensor, num_features: int, columns: int) -> tuple[torch
     return rows_TW, torch.empty((x_TK.shape[0], 1), dtype=torch.float32, device=x_TK.device)
 
 
-def _constants(num_features: int) -> dict[str, object]:
-    block = row_block(num_features, LARGEST_ROW)
-    return {"SMALLEST": SMALLEST_AMAX, "LARGEST": E4M3_LARGEST, "BLOCK_K": block, "num_warps": row_warps(block)}
-
-
-def _pieces(num_features: int) -> dict[str, object]:
-    block = min(PIECE, row_block(num_features))
-    return {"SMALLEST": SMALLEST_AMAX, "LARGEST": E4M3_LARGEST, "BLOCK_K": block, "num_warps": PIECE_WARPS}
+def _constants(num_features: int, piece: int = LARGEST_ROW, warps: int = 0) -> dict[str, object]:
+    block = min(piece, row_block(num_features, LARGEST_ROW))
+    warps = warps or row_warps(block)
+    return {"SMALLEST": SMALLEST_AMAX, "LARGEST": E4M3_LARGEST, "BLOCK_K": block, "num_warps": warps}
 
 
 def quantize_rows(x_TK: torch.Tensor, columns: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -368,7 +377,8 @@ def swiglu_rows(
     if gate_TI.numel():
         _swiglu[(gate_TI.shape[0],)](gate_TI, up_TI, rows_TW, scale_T1, rows_TW if product_TI is None else product_TI,
                                      num_features, gate_TI.stride(0), up_TI.stride(0), rows_TW.stride(0), KEEP=keep,
-                                     **_constants(num_features))  # fmt: skip
+                                     PIECES=triton.cdiv(num_features, PIECE),
+                                     **_constants(num_features, PIECE, HELD_WARPS))  # fmt: skip
     return rows_TW, scale_T1, product_TI
 
 
@@ -388,7 +398,7 @@ def swiglu_backward_rows(
         _swiglu_backward[(gate_TI.shape[0],)](
             dproduct_TI, gate_TI, up_TI, dboth_T2I, dboth_T2I if product_TI is None else product_TI, rows_TW, scale_T1,
             num_features, dproduct_TI.stride(0), gate_TI.stride(0), up_TI.stride(0), dboth_T2I.stride(0),
-            rows_TW.stride(0), WITH_PRODUCT=product_TI is not None, **_pieces(num_features),
+            rows_TW.stride(0), WITH_PRODUCT=product_TI is not None, **_constants(num_features, PIECE, PIECE_WARPS),
         )  # fmt: skip
     return rows_TW, scale_T1
 
@@ -482,8 +492,8 @@ def copy_adapter(
 ) -> None:  # fmt: skip
     """Writes an adapter's copies. See `reference.fp8.copy_adapter`."""
     need_launchable(a_SI)
-    need_rows("A", a_SI)
-    need_rows("B", b_OR)
+    for name, x in (("A", a_SI), ("B", b_OR)):
+        need_rows(name, x)
     if len(a_SI):
         _adapter[(len(a_SI),)](a_SI, b_OR, *table, scale_O1, scale_I1, *out, lora_scale, a_SI.shape[1], len(b_OR),
                                len(a_SI), a_SI.stride(0), b_OR.stride(0), SMALLEST=SMALLEST_AMAX, LARGEST=E4M3_LARGEST,

@@ -88,7 +88,22 @@ def forward(
 
 def backward(
     dq_TNH: Tensor, dk_TKH: Tensor, cos_SP: Tensor, sin_SP: Tensor, position_T: Tensor,
-    out: tuple[Tensor, Tensor] | None = None,
+    out: tuple[Tensor, Tensor] | None = None, copied: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of q and k before the turn: the rotation by minus the angle."""
+    """Returns the gradients of q and k before the turn: the rotation by minus the angle.
+
+    Args:
+        dq_TNH: gradient of the turned queries.
+        dk_TKH: of the turned keys.
+        cos_SP: as in the forward.
+        sin_SP: as in the forward.
+        position_T: as in the forward.
+        out: as in the forward.
+        copied: v's gradient [T, K, H], and where it goes beside the others, of the same shape and dtype.
+    """
+    if copied is not None:
+        source, place = copied
+        need_same("v's gradient", source, "k's", dk_TKH)
+        need_same("its place", place, "v's gradient", source)
+        place.copy_(source)
     return forward(dq_TNH, dk_TKH, cos_SP, -sin_SP, position_T, out)
