@@ -7,7 +7,8 @@ Two choices, made here and said by `describe()`:
 
 Weights. A step of decoding multiplies one token a row, so it takes as long as its weights take to be read; writing all
 matrices out of NF4 at each step would move more than twice those bytes. They are resident where they fit beside the
-weights and a cache of `CACHE_TOKENS` tokens, else streamed; or as the user says. Weights that are not quantised are
+weights and a cache of `CACHE_TOKENS` tokens, on the device and in what the adapter's training took of a GPU: who
+trained in little memory had a reason. Else they are streamed; or as the user says. Weights that are not quantised are
 resident by themselves; maps that share an input are put into one matrix, of which they become parts, so nothing is
 there twice.
 
@@ -19,6 +20,7 @@ a copy of them all, and has no better rounding there.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,9 @@ from chulengo.model.folder import context_tokens
 from chulengo.model.llama_shape import REFERENCE, LlamaShape, read_llama_shape
 from chulengo.model.load import resolve_device, resolve_dtype
 from chulengo.model.lora import WEIGHTS_FILE, adapter_settings
-from chulengo.model.plan import device_memory
+from chulengo.model.plan import device_memory, gib
 
+RESULT_FILE = "result.json"  # of a run folder, beside the adapter's
 CACHE_TOKENS = 8192
 NF4_BYTES = 0.57  # of a weight: half a byte and its share of a float32 scale for 64
 
@@ -114,33 +117,28 @@ def choose_engine(wanted: str, reason: str | None) -> tuple[str, str | None]:
 
 
 def load_to_answer(
-    folder: Path, adapter: Path | None, config: dict[str, Any], *, quantization: str, double_quant: bool,
-    compute_dtype: str, device: str, name: str, vocab_size: int, weights: str = "auto",
+    folder: Path, adapter: Path | None, *, quantization: str, double_quant: bool, compute_dtype: str, device: str,
+    name: str, vocab_size: int, weights: str,
 ) -> FastModel:
     """Returns the fast engine's model with its adapter, frozen, in evaluation mode.
 
     Args:
         folder: of the base.
         adapter: its folder, or None.
-        config: content of the base's `config.json`.
         quantization: nf4 or none.
         double_quant: quantise the block scales too.
         compute_dtype: float32, bfloat16 or auto.
         device: auto, cpu, cuda or cuda:N.
         name: of the base.
         vocab_size: ids that the tokenizer can produce.
-        weights: stream, resident, or anything else for the choice that `weights_policy` makes.
+        weights: stream or resident, see `choose_weights`.
 
     Raises:
         ModelError: the files do not hold this model, or this adapter.
         DoesNotFitError: the device has not enough memory.
     """
     place = resolve_device(device)
-    dtype = resolve_dtype(compute_dtype, place)
     is_quantized = quantization != "none"
-    if weights not in ("stream", "resident") or not is_quantized:
-        free_bytes = device_memory(str(place)).free_bytes
-        weights = weights_policy(read_llama_shape(config), quantization, dtype, free_bytes)
     try:
         model = load_fast(
             folder, quantization=quantization, double_quant=double_quant, compute_dtype=compute_dtype, device=device,
@@ -157,6 +155,45 @@ def load_to_answer(
     return model
 
 
+def choose_weights(
+    wanted: str, config: dict[str, Any], adapter: Path | None, *, quantization: str, compute_dtype: str, device: str
+) -> tuple[str, str | None]:
+    """Returns stream or resident, and a line for the user where less memory was taken than there is.
+
+    Args:
+        wanted: stream, resident, or anything else for the choice that is made here.
+        config: content of the base's `config.json`.
+        adapter: its folder, or None.
+        quantization: nf4 or none.
+        compute_dtype: float32, bfloat16 or auto.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    if wanted in ("stream", "resident") and quantization != "none":
+        return wanted, None
+    place = resolve_device(device)
+    shape, dtype = read_llama_shape(config), resolve_dtype(compute_dtype, place)
+    found = weights_policy(shape, quantization, dtype, device_memory(str(place)).free_bytes)
+    limit = trained_bytes(adapter) if place.type == "cuda" else None
+    if found == "stream" or limit is None or weights_policy(shape, quantization, dtype, limit) == "resident":
+        return found, None
+    said = f"weights are streamed, to take no more memory than the adapter's training ({gib(limit)})"
+    return "stream", f"{said}; --set model.weights_policy=resident answers faster"
+
+
+def trained_bytes(adapter: Path | None) -> int | None:
+    """Returns the most memory that the training of an adapter in its run folder took of a GPU; None: not known."""
+    file = None if adapter is None else adapter.parent / RESULT_FILE
+    if file is None or not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # of no run of ours, or not whole: whoever shows it says so
+    # what was planned is only recorded of a GPU
+    known = isinstance(found, dict) and found.get("planned_peak_bytes") is not None
+    return found["peak_bytes"] if known and isinstance(found.get("peak_bytes"), int) else None
+
+
 def weights_policy(shape: LlamaShape, quantization: str, dtype: torch.dtype, free_bytes: int) -> str:
     """Returns resident where all matrices fit beside the weights and a cache of `CACHE_TOKENS` tokens, else stream.
 
@@ -164,7 +201,7 @@ def weights_policy(shape: LlamaShape, quantization: str, dtype: torch.dtype, fre
         shape: of the model.
         quantization: nf4 or none.
         dtype: of products.
-        free_bytes: of the device, before the weights are loaded.
+        free_bytes: what may be taken of the device, before the weights are loaded.
     """
     if quantization == "none":
         return "resident"

@@ -27,7 +27,9 @@ from chulengo.model.packed_inputs import PackedInputs, pack_batch
 
 TOKENS = 32  # of the longer of two sequences
 LAYERS = 2  # of every policy
-MOST_WORKERS = 3  # more wait for Python's lock: 23 kernels took 7.3, 3.7, 4.2, 4.1, 6.6 s by 1, 2, 3, 4, 16 on two cores
+# by one worker 10 kernels in bf16 took 4.6 s and 21 in FP8 12.9; by 3: 2.0 and 5.4, by 6: 1.4 and 3.4 (H200, 16 cores).
+# Many more wait for Python's lock: on two cores 23 kernels took 7.3 s by one, 3.7 by two, 6.6 by 16
+MOST_WORKERS = 6
 
 
 def few_tokens(most: int) -> PackedInputs:

@@ -33,7 +33,7 @@ from chulengo.model.folder import (
     resolve_model,
     weights_hash,
 )
-from chulengo.model.inference import choose_engine, load_to_answer, why_not_fast
+from chulengo.model.inference import choose_engine, choose_weights, load_to_answer, why_not_fast
 from chulengo.model.load import load_base
 
 DEFAULT_MODEL = "nano"
@@ -153,7 +153,11 @@ def open_session(
         notes.append(f"model.weights_policy {weights_policy} is for training: answers are not computed in FP8")
     shared |= {"double_quant": double_quant, "name": name, "vocab_size": tokenizer.vocab_size}
     if engine == "fast":
-        loaded = load_to_answer(base, folder, config, **shared, weights=weights_policy)
+        weights, note = choose_weights(
+            weights_policy, config, folder, quantization=quantization, compute_dtype=compute_dtype, device=device
+        )
+        notes += [note] if note else []
+        loaded = load_to_answer(base, folder, **shared, weights=weights)
     else:
         loaded = load_base(base, **shared, attention=attention)
         if folder is not None:

@@ -62,6 +62,20 @@ def test_equals_the_sum_written_out(llama: Any) -> None:
     assert score.num_items == 9
 
 
+def test_many_long_rows_are_not_read_at_once(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = rows(24)
+    lengths = sorted((len(row.ids) for row in some), reverse=True)
+    monkeypatch.setattr("chulengo.evaluate.perplexity.BATCH_TOKENS", 2 * lengths[0])
+    done: list[int] = []
+    found = row_losses(llama, some, pad_id=0, batch_size=100, on_rows=done.append)
+    assert done[0] == 2
+    assert done[-1] == len(some)
+    sizes = [end - start for start, end in zip([0, *done], done, strict=False)]
+    firsts = [0, *done[:-1]]
+    assert all(size * lengths[first] <= 2 * lengths[0] for size, first in zip(sizes, firsts, strict=True))
+    np.testing.assert_allclose(found.nll, row_losses(llama, some, pad_id=0, batch_size=100).nll, rtol=1e-6)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 9, 100])
 @pytest.mark.parametrize("pad_id", [0, 7])
 def test_independent_of_batch_size_and_padding(llama: Any, batch_size: int, pad_id: int) -> None:

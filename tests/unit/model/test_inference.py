@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from chulengo.data.types import Message
 from chulengo.errors import ConfigError
 from chulengo.generate.engine import answer_all
 from chulengo.generate.settings import GenerationSettings
+from chulengo.model import inference
 from chulengo.model.decode import cache_bytes
 from chulengo.model.fast import load_fast
 from chulengo.model.folder import read_config
@@ -145,6 +147,38 @@ def test_weights_are_resident_where_they_fit() -> None:
     assert weights_policy(shape, "nf4", bf16, int(20.2 * 2**30)) == "resident"
     assert weights_policy(shape, "nf4", bf16, int(19.8 * 2**30)) == "stream"
     assert weights_policy(shape, "none", bf16, 1 << 30) == "resident"
+
+
+def test_answers_take_no_more_memory_than_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config: dict[str, Any] = {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
+    }
+    card = inference.device_memory("cpu")
+    monkeypatch.setattr(inference, "device_memory", lambda device: replace(card, free_bytes=80 << 30))
+    monkeypatch.setattr(inference, "resolve_device", torch.device)
+    monkeypatch.setattr(inference, "resolve_dtype", lambda wanted, place: torch.bfloat16)
+    adapter = tmp_path / "adapter"
+
+    def chosen(wanted: str = "auto", device: str = "cuda", quantization: str = "nf4") -> tuple[str, str | None]:
+        return inference.choose_weights(
+            wanted, config, adapter, quantization=quantization, compute_dtype="auto", device=device
+        )
+
+    assert chosen() == ("resident", None)  # no run folder around it
+    for text in ("{", "[]", '{"peak_bytes": 5}', '{"planned_peak_bytes": null, "peak_bytes": 5}'):
+        (tmp_path / "result.json").write_text(text)
+        assert chosen() == ("resident", None)
+    (tmp_path / "result.json").write_text(f'{{"planned_peak_bytes": 1, "peak_bytes": {6 << 30}}}')
+    policy, note = chosen()
+    assert policy == "stream"
+    assert note is not None
+    assert "6.00 GiB" in note
+    assert chosen("resident") == ("resident", None)
+    assert chosen(quantization="none") == ("resident", None)
+    assert chosen(device="cpu")[0] == "resident"
+    (tmp_path / "result.json").write_text(f'{{"planned_peak_bytes": 1, "peak_bytes": {30 << 30}}}')
+    assert chosen() == ("resident", None)
 
 
 @pytest.mark.parametrize(("wanted", "found"), [("stream", "stream"), ("resident", "resident"), ("auto", "resident")])
