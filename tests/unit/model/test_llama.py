@@ -114,7 +114,12 @@ class TestWrongModels:
         self.refused(family_folder("llama with shared key heads"))
 
     def test_gradient_of_rope_turns_the_wrong_way(self, family_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(rope, "backward", rope.forward)
+        right = rope.backward
+
+        def wrong(dq: Any, dk: Any, cos: Any, sin: Any, position: Any, **more: Any) -> Any:
+            return right(dq, dk, cos, -sin, position, **more)
+
+        monkeypatch.setattr(rope, "backward", wrong)
         folder = family_folder("llama with shared key heads")
         found = errors(make_fast(folder), make_reference(folder))
         assert found["logits"] <= CEILING
