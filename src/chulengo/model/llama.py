@@ -26,6 +26,11 @@ bit for bit, since what is computed again is computed by the same operations fro
 checkpoint` would do for `full`, but computes the last product again (22 % of a layer's weights), as a function cannot
 stop in its middle; and for `selective` it looks at every operation of every step.
 
+The gradients of A, B and magnitudes are added to their `grad` where they are made, a group of maps in one kernel, and
+autograd sees none of them. So a backward must be `backward()`: `torch.autograd.grad` finds nothing for a factor, and
+hooks of a factor's gradient are not called. Factors are arguments of the functions nevertheless, since that is what
+makes the outputs of the first layer, whose input needs no gradient, differentiable.
+
 The frozen weights never appear in autograd's graph: a backward asks `Matrices` for them again, which is what lets one
 buffer serve all of them.
 
@@ -49,7 +54,7 @@ from chulengo.model.kept_attention import KeptAttention
 from chulengo.model.linear_group import (
     LinearGroup,
     Matrices,
-    factor_gradients,
+    add_factor_gradients,
     input_gradient,
     multiply,
     rank_gradient,
@@ -264,17 +269,15 @@ class _BeforeAttention(torch.autograd.Function):
                 dq.copy_(_norm_heads_backward(norm, dq, q, layer.q_norm_H, q_rstd))
                 dk.copy_(_norm_heads_backward(norm, dk, k, layer.k_norm_H, k_rstd))
             rows = run.matrices.rows(dy_TO, layer.qkv)
-        dfactors: list[Tensor] = []
         u_TS = rank_gradient(dy_TO, layer.qkv, run.matrices, seed, rows)
-        if layer.qkv.parameters():
-            if x_TD is None:
-                x_TD, _, _ = norm.forward(h_TD, None, layer.input_norm_D, run.eps)
-            dfactors = factor_gradients(x_TD, low_TS, dy_TO, u_TS, layer.qkv, run.matrices, seed, unturned_TO)
+        if x_TD is None and layer.qkv.parameters():
+            x_TD, _, _ = norm.forward(h_TD, None, layer.input_norm_D, run.eps)
+        add_factor_gradients(x_TD, low_TS, dy_TO, u_TS, layer.qkv, run.matrices, seed, unturned_TO)
         if not ctx.needs_input_grad[0]:  # the embeddings are frozen: the first layer's input needs none
-            return None, None, None, None, None, *dfactors
+            return _only(ctx)
         dx_TD = input_gradient(dy_TO, u_TS, layer.qkv, run.matrices, seed, rows)
         dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.input_norm_D, rstd_T)
-        return dstream_TD, dstream_TD if ctx.needs_input_grad[1] else None, None, None, None, *dfactors
+        return _only(ctx, dstream_TD, dstream_TD if ctx.needs_input_grad[1] else None)
 
 
 class _AfterAttention(torch.autograd.Function):
@@ -329,27 +332,22 @@ class _AfterAttention(torch.autograd.Function):
         dboth_T2I = both_T2I if ctx.overwrites else torch.empty_like(both_T2I)
         rows = _gated_backward(dproduct_TI, both_T2I, dboth_T2I, again_TI, layer.gate_up, run)
         product_TI = product_TI if again_TI is None else again_TI
-        ddown_factors = _factor_gradients(
-            product_TI, lows[2], ddown_TD, u_TS, layer.down, matrices, down_seed, down_TD
-        )
+        add_factor_gradients(product_TI, lows[2], ddown_TD, u_TS, layer.down, matrices, down_seed, down_TD)
         del dproduct_TI, again_TI, product_TI
         if x_TD is None and layer.gate_up.parameters():
             x_TD, _, _ = norm.forward(h_TD, None, layer.after_norm_D, run.eps)
         u_TS = rank_gradient(dboth_T2I, layer.gate_up, matrices, gate_up_seed, rows)
-        dboth_factors = _factor_gradients(
-            x_TD, lows[1], dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, both_T2I
-        )
+        add_factor_gradients(x_TD, lows[1], dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, both_T2I)
         dx_TD = input_gradient(dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, rows)
         del dboth_T2I, rows
         dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.after_norm_D, rstd_T)
         rows = matrices.rows(dstream_TD, layer.o)
         u_TS = rank_gradient(dstream_TD, layer.o, matrices, o_seed, rows)
-        do_factors = _factor_gradients(attended_TD, lows[0], dstream_TD, u_TS, layer.o, matrices, o_seed, o_TD)
+        add_factor_gradients(attended_TD, lows[0], dstream_TD, u_TS, layer.o, matrices, o_seed, o_TD)
         dattended_TD = None
         if ctx.needs_input_grad[0]:
             dattended_TD = input_gradient(dstream_TD, u_TS, layer.o, matrices, o_seed, rows)
-        dfactors = (*do_factors, *dboth_factors, *ddown_factors)
-        return dattended_TD, dstream_TD, None, None, None, None, None, *dfactors
+        return _only(ctx, dattended_TD, dstream_TD)
 
 
 class _FullRecompute(torch.autograd.Function):
@@ -382,8 +380,6 @@ class _FullRecompute(torch.autograd.Function):
         layer, run = ctx.layer, ctx.run
         kept_TD, *others = ctx.saved_tensors if ctx.host is None else ctx.host.take(layer.index, ctx.device)
         h_TD = kept_TD.detach().requires_grad_(ctx.needs_input_grad[0])
-        factors = [factor for factor in layer.parameters() if factor.requires_grad]
-        wanted = ([h_TD] if h_TD.requires_grad else []) + factors
         with torch.enable_grad():
             middle_TD = None
             if ctx.attention is None:
@@ -394,8 +390,11 @@ class _FullRecompute(torch.autograd.Function):
                 attended_TD = ctx.attention.again(kept, q, k, v).flatten(1)
             # the last product is not computed again, but where its output is needed for its magnitudes
             outputs = _after_attention(attended_TD, stream_TD, layer, run, True, layer.down.rescaled, middle_TD)
-        gradients = list(torch.autograd.grad(outputs, wanted, (ddown_TD, dh_TD)))
-        return gradients.pop(0) if h_TD.requires_grad else None, None, None, None, *gradients
+        # not read from `h.grad`, for which autograd may copy it; the factors of the first layer, whose h needs no
+        # gradient, lead through the same functions, and get theirs there
+        wanted = [h_TD] if h_TD.requires_grad else [each for each in layer.parameters() if each.requires_grad]
+        gradients = torch.autograd.grad(outputs, wanted, (ddown_TD, dh_TD), allow_unused=True)
+        return _only(ctx, gradients[0])
 
 
 def _norm_heads(norm: Any, x_TNH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -410,12 +409,9 @@ def _norm_heads_backward(norm: Any, dy_TNH: Tensor, x_TNH: Tensor, weight_H: Ten
     return gradient
 
 
-def _factor_gradients(
-    x_TI: Tensor | None, h_TS: Tensor | None, dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup,
-    matrices: Matrices, seed: MaskSeed | None, y_TO: Tensor | None,
-) -> list[Tensor]:  # fmt: skip
-    """Returns the gradients of a group's factors, [] when it has none and its input was not kept."""
-    return [] if x_TI is None else factor_gradients(x_TI, h_TS, dy_TO, u_TS, group, matrices, seed, y_TO)
+def _only(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Returns the gradients of a function's first arguments, None for the others: the factors have got theirs."""
+    return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))
 
 
 def _normed(
