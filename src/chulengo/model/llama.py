@@ -340,8 +340,7 @@ class _AfterAttention(torch.autograd.Function):
         add_factor_gradients(x_TD, lows[1], dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, both_T2I)
         dx_TD = input_gradient(dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, rows)
         del dboth_T2I, rows
-        dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.after_norm_D, rstd_T)
-        rows = matrices.rows(dstream_TD, layer.o)
+        dstream_TD, rows = _normed_backward(dx_TD, dh_TD, h_TD, layer.after_norm_D, rstd_T, layer.o, run)
         u_TS = rank_gradient(dstream_TD, layer.o, matrices, o_seed, rows)
         add_factor_gradients(attended_TD, lows[0], dstream_TD, u_TS, layer.o, matrices, o_seed, o_TD)
         dattended_TD = None
@@ -427,6 +426,19 @@ def _normed(
     kernels = ops.implementation("fp8", x_TD, run.backend)
     rows, scale, *rest = kernels.rms_norm_rows(x_TD, residual_TD, weight_D, run.eps, columns, keep=keep)
     return Rows(rows, scale), *rest
+
+
+def _normed_backward(
+    dy_TD: Tensor, dh_TD: Tensor, h_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, group: LinearGroup, run: Pass
+) -> tuple[Tensor, Rows | None]:
+    """Returns the gradient of the stream [T, D], and that in e4m3 where `group`, which has added to it, wants it."""
+    if run.matrices.fp8 is None:
+        norm = ops.implementation("rms_norm", h_TD, run.backend)
+        return norm.backward(dy_TD, dh_TD, h_TD, weight_D, rstd_T)[0], None
+    columns = run.matrices.fp8_of(group).columns
+    kernels = ops.implementation("fp8", h_TD, run.backend)
+    rows, scale, dstream_TD = kernels.rms_norm_backward_rows(dy_TD, dh_TD, h_TD, weight_D, rstd_T, columns)
+    return dstream_TD, Rows(rows, scale)
 
 
 def _turned_back(
