@@ -40,7 +40,7 @@ Legend: T tokens, D model features, N query heads, K key heads, H head size, I i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ from torch.autograd.function import once_differentiable
 
 from chulengo.kernels import ops
 from chulengo.model.dropout import MaskSeed, mask_seed
-from chulengo.model.fp8_products import Rows
+from chulengo.model.fp8_products import HandedRows, Rows
 from chulengo.model.kept_attention import KeptAttention
 from chulengo.model.linear_group import (
     LinearGroup,
@@ -88,6 +88,7 @@ class Pass:
         embedded_TD: the tokens' embeddings, where the table is on the host; None: it is on the device.
         attention: in the place of attention within the packed sequences, for tokens that attend to a cache; without
             gradients.
+        handed: the gradient of a layer's input in e4m3, on its way to the layer below.
     """
 
     inputs: PackedInputs
@@ -101,6 +102,7 @@ class Pass:
     host: HostStates | None = None
     embedded_TD: Tensor | None = None
     attention: Attention | None = None
+    handed: HandedRows = field(default_factory=HandedRows, init=False)
 
     def attend(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         """Returns attention within the packed sequences, [T, N, H]."""
@@ -276,7 +278,11 @@ class _BeforeAttention(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:  # the embeddings are frozen: the first layer's input needs none
             return _only(ctx)
         dx_TD = input_gradient(dy_TO, u_TS, layer.qkv, run.matrices, seed, rows)
-        dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.input_norm_D, rstd_T)
+        # what the layer below adds has the same gradient, and its last map is as wide as this layer's
+        norm_D = layer.input_norm_D
+        dstream_TD, stream_rows = _normed_backward(dx_TD, dh_TD, h_TD, norm_D, rstd_T, layer.down, run)
+        if stream_rows is not None:
+            run.handed.put(dstream_TD, stream_rows)
         return _only(ctx, dstream_TD, dstream_TD if ctx.needs_input_grad[1] else None)
 
 
@@ -323,7 +329,10 @@ class _AfterAttention(torch.autograd.Function):
         norm = ops.implementation("rms_norm", h_TD, run.backend)
         o_seed, gate_up_seed, down_seed = (run.seed_for(layer, group) for group in (1, 2, 3))
 
-        rows = matrices.rows(ddown_TD, layer.down)
+        rows = None
+        if matrices.fp8 is not None:
+            rows = run.handed.take(ddown_TD, matrices.fp8_of(layer.down).columns)
+        rows = rows or matrices.rows(ddown_TD, layer.down)
         u_TS = rank_gradient(ddown_TD, layer.down, matrices, down_seed, rows)
         dproduct_TI = input_gradient(ddown_TD, u_TS, layer.down, matrices, down_seed, rows)
         again_TI = None
