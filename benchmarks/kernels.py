@@ -185,6 +185,12 @@ def norm_cases(tokens: int) -> Iterator[Case]:
         4.5 * size,
     )
     yield Case(
+        "rms_norm backward->fp8",
+        lambda: fp8.rms_norm_backward_rows(dy, dsum, x, weight, rstd),
+        lambda: (*fp8_reference.quantize_rows(dx := by_autograd()), dx),
+        4.5 * size,
+    )
+    yield Case(
         "fp8 rows", lambda: fp8.quantize_rows(x), lambda: fp8_reference.quantize_rows(x), 1.5 * size, tolerance=1e-6
     )
 

@@ -190,6 +190,27 @@ def test_accumulated_is_whole(family_folder: Any) -> None:
           {name: value for name, value in expected.items() if name != "loss"})  # fmt: skip
 
 
+@pytest.mark.parametrize("activations", ["keep", "full", "offload-attention"])
+@pytest.mark.parametrize("lora", LORAS)
+def test_gradients_are_made_where_they_belong(family_folder: Any, lora: dict[str, Any], activations: str) -> None:
+    """Factors without a gradient get one, factors that are not trained get none, and autograd sees none of them."""
+    model = model_of(family_folder("qwen 2"), lora=lora, activations=activations)
+    expected = outcome(model)
+    named = model.named_parameters()
+    frozen = [name for number, name in enumerate(named) if number % 3 == 1]
+    for name in frozen:
+        named[name].requires_grad_(False)
+    model.micro_step = 0  # the same masks
+    nll, _ = model.nll(BATCH)
+    for value in named.values():
+        value.grad = None
+    trained = {name: value for name, value in named.items() if name not in frozen}
+    assert torch.autograd.grad(nll, list(trained.values()), allow_unused=True) == (None,) * len(trained)
+    assert all(named[name].grad is None for name in frozen)
+    found = {name: value.grad for name, value in trained.items() if value.grad is not None}
+    assert_equal_tensors(found, {name: expected[name] for name in trained})
+
+
 class MaskOf(nn.Module):
     """PEFT's dropout of one map, with the mask that the fast engine takes."""
 

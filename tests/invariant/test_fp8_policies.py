@@ -14,12 +14,14 @@ from chulengo.data.batches import collate_packed
 from chulengo.errors import ConfigError
 from chulengo.kernels.reference import fp8
 from chulengo.model.fast import FastModel
+from chulengo.model.fp8_products import Fp8Group, Fp8Matrices, HandedRows, Rows
 from fast_models import distance, gradients, make_fast, randomise
 from training_kit import assert_equal_tensors, make_rows
 
 ROWS = make_rows(6, seed=4)
 BATCH = collate_packed([ROWS[:3], ROWS[3:]], pad_id=0)
 FAMILIES = ["llama with every bias", "qwen 3"]
+MIXED = ["keep", "selective", "full", "offload"]
 SOME = {"targets": ("down_proj", "k_proj")}
 
 
@@ -48,6 +50,46 @@ def test_policies_are_the_same_computation(
                             ("resident-fp8", "offload-attention")):  # fmt: skip
         model = model_of(family_folder(family), weights=weights, activations=policy, **settings)
         assert_equal_tensors(kept, outcome(model))
+
+
+@pytest.mark.parametrize("activations", ["keep", "selective", "full", "offload", "offload-attention", MIXED], ids=str)
+def test_gradients_are_handed_down_in_e4m3(
+    family_folder: Callable[[str], Path], activations: str | list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the gradients of the down maps' outputs only the last layer's, which no layer makes, is rounded afterwards."""
+    settings: dict[str, Any] = {"weights": "resident-fp8", "activations": activations, "compute_dtype": "bfloat16"}
+    model = model_of(family_folder(FAMILIES[0]), **settings)
+    passes, rounded, right, make_pass = [], [], Fp8Matrices.rows, model._run
+
+    def noted_rows(self: Fp8Matrices, x_TK: Tensor, group: Fp8Group) -> Rows:
+        rounded.append(group)
+        return right(self, x_TK, group)
+
+    def noted_pass(*arguments: Any, **more: Any) -> Any:
+        passes.append(make_pass(*arguments, **more))
+        return passes[-1]
+
+    monkeypatch.setattr(Fp8Matrices, "rows", noted_rows)
+    monkeypatch.setattr(model, "_run", noted_pass)
+    found = outcome(model)
+    downs = [layer.down.fp8 for layer in model.weights.layers]
+    assert [group for group in rounded if group in downs] == downs[-1:]
+    assert [each.handed._kept for each in passes] == [None]
+    monkeypatch.setattr(HandedRows, "take", lambda self, x_TK, columns: None)
+    rounded.clear()
+    assert_equal_tensors(found, outcome(model))
+    assert [group for group in rounded if group in downs] == downs[::-1]
+
+
+def test_handed_rows_are_those_of_one_tensor() -> None:
+    x = torch.ones(2, 16)
+    rows = Rows(torch.empty(2, 16 + 8), torch.empty(2, 1))
+    for taken, columns, found in ((x, 8, rows), (x, 0, None), (x.clone(), 8, None), (x.detach(), 8, None)):
+        handed = HandedRows()
+        assert handed.take(x, 8) is None
+        handed.put(x, rows)
+        assert handed.take(taken, columns) is found
+        assert handed.take(x, 8) is None  # once, whatever was asked for
 
 
 def test_copies_follow_the_adapter(family_folder: Callable[[str], Path]) -> None:

@@ -100,6 +100,7 @@ def kernel_calls(tokens: int) -> dict[str, Callable[[], Any]]:
         "loss": lambda: loss.nll_and_gradient_(bf16(tokens, 32000), torch.zeros(tokens, dtype=torch.int64)),
         "fp8 rows": lambda: fp8.quantize_rows(x),
         "fp8 norm": lambda: fp8.rms_norm_rows(x, x, row, 1e-5),
+        "fp8 norm backward": lambda: fp8.rms_norm_backward_rows(x, x, x, row, torch.empty(tokens), 128),
         "fp8 swiglu": lambda: fp8.swiglu_rows(gate, up),
         "fp8 swiglu backward": lambda: fp8.swiglu_backward_rows(
             bf16(tokens, 11008), gate, up, wide, bf16(tokens, 11008), 128

@@ -18,12 +18,12 @@ from triton import knobs
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from chulengo.kernels.fused import column_dot, dropout, fp8, launch, nf4, rms_norm, rope, swiglu
+from chulengo.kernels.fused import column_dot, dropout, fp8, fp8_adapter, launch, nf4, rms_norm, rope, swiglu
 from chulengo.kernels.fused import linear_cross_entropy as loss
 from chulengo.kernels.fused.compile_ahead import compiled_ahead
 
 CASES = ("nf4 + adapter", "rms_norm backward", "dropout", "loss", "fp8 rank product")
-MODULES = (column_dot, dropout, fp8, loss, nf4, rms_norm, rope, swiglu)
+MODULES = (column_dot, dropout, fp8, fp8_adapter, loss, nf4, rms_norm, rope, swiglu)
 
 
 class Counts(NamesItsTarget):

@@ -30,6 +30,13 @@ def fused() -> ModuleType:
     return fp8
 
 
+@pytest.fixture
+def fused_adapter(fused: ModuleType) -> ModuleType:
+    from chulengo.kernels.fused import fp8_adapter
+
+    return fp8_adapter
+
+
 def rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
     """Rows of very different size, one of them zero, inside a wider tensor."""
     values = normal(shape[0], shape[1] + 8, dtype=torch.float32, device=device, seed=seed)
@@ -76,6 +83,13 @@ def rows_of_norm(module: ModuleType, x: Tensor, residual: Tensor, weight: Tensor
     return [part for part in made if part is not None]
 
 
+def rows_of_norm_backward(module: ModuleType, x: Tensor, dsum: Tensor | None, weight: Tensor) -> tuple[Tensor, ...]:
+    dy = normal(*x.shape, dtype=x.dtype, device=x.device, seed=6)
+    _, _, rstd = rms_norm.forward(x, None, weight, EPS)
+    made: tuple[Tensor, ...] = module.rms_norm_backward_rows(dy, dsum, x, weight, rstd, 128)
+    return (made[0][:, : x.shape[1]].contiguous(), *made[1:])
+
+
 def faults(module: ModuleType, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> list[str]:
     x, residual = rows(shape, dtype, device, 1), rows(shape, dtype, device, 2)
     weight = normal(shape[1], dtype=dtype, device=device, seed=3)
@@ -86,6 +100,8 @@ def faults(module: ModuleType, shape: tuple[int, int], dtype: torch.dtype, devic
         "swiglu": (module.swiglu_rows(x, residual), reference.swiglu_rows(x, residual)),
         "swiglu, not kept": tuple(each.swiglu_rows(x, residual, keep=False)[:2] for each in (module, reference)),
         "norm, not kept": tuple(rows_of_norm(each, x, residual, weight) for each in (module, reference)),
+        "norm backward": tuple(rows_of_norm_backward(each, x, residual, weight) for each in (module, reference)),
+        "norm backward alone": tuple(rows_of_norm_backward(each, x, None, weight) for each in (module, reference)),
         "rope backward": tuple(turned_back(each, x) for each in (module, reference)),
         "swiglu in place": (backward_in_place(module, x, residual), backward_rows(reference, x, residual, again=True)),
         "swiglu backward": tuple(backward_rows(each, x, residual, again=True) for each in (module, reference)),
@@ -134,11 +150,32 @@ def test_fusing_changes_nothing() -> None:
         assert torch.equal(got[1], want[1])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, pytest.param((8192, 4096), marks=pytest.mark.gpu)])
+def test_fusing_the_norms_backward_changes_no_bit(shape, dtype, device, fused) -> None:  # type: ignore[no-untyped-def]
+    from chulengo.kernels.fused import rms_norm as fused_norm
+
+    x, dsum, dy = (rows(shape, dtype, device, seed) for seed in (1, 2, 3))
+    weight = normal(shape[1], dtype=dtype, device=device, seed=4)
+    _, _, rstd = rms_norm.forward(x, None, weight, EPS)
+    for module, norm in ((reference, rms_norm), (fused, fused_norm)):
+        for above in (dsum, None):
+            dx, _ = norm.backward(dy, above, x, weight, rstd)
+            rows8, scale, made = module.rms_norm_backward_rows(dy, above, x, weight, rstd, 128)
+            assert torch.equal(made, dx)
+            want, want_scale = module.quantize_rows(dx)
+            assert different(rows8[:, : shape[1]].contiguous(), want) == 0
+            assert torch.equal(scale, want_scale)
+
+
 def test_no_tokens(device: torch.device, fused: ModuleType) -> None:
     for module in (reference, fused):
         rows8, scale = module.quantize_rows(torch.empty(0, 16, device=device))
         assert rows8.shape == (0, 16)
         assert scale.shape == (0, 1)
+        nothing = torch.empty(0, 16, device=device)
+        rows8, scale, dx = module.rms_norm_backward_rows(nothing, nothing, nothing, nothing.new_empty(16), scale[:, 0])
+        assert (rows8.shape, scale.shape, dx.shape) == ((0, 16), (0, 1), (0, 16))
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # numpy's, in the interpreter
@@ -151,7 +188,8 @@ def test_nan_and_infinity_go_through(value: float, device: torch.device, fused: 
     factor = torch.ones(16, device=device)
     for module in (reference, fused):
         made = [module.quantize_rows(bad, 128), module.swiglu_rows(bad, good, 128)[:2],
-                backward_rows(module, bad, good, again=False)[:2]]  # fmt: skip
+                backward_rows(module, bad, good, again=False)[:2],
+                module.rms_norm_backward_rows(good, bad, good, good[0], factor[:3])[:2]]  # fmt: skip
         for rows8, _ in made:
             assert rows8[:, :96].float().isnan().any(1).tolist() == [True, True, False]
         a8, a_scale = reference.quantize_rows(normal(16, 96, dtype=torch.bfloat16, device=device, seed=2))
@@ -168,6 +206,9 @@ def test_nan_and_infinity_go_through(value: float, device: torch.device, fused: 
         pytest.param(("tl.div_rn(amax, LARGEST)", "amax"), id="scale not divided"),
         pytest.param(("tl.abs(value)", "value"), id="largest instead of largest magnitude"),
         pytest.param(("/ num_features + eps", "/ BLOCK_K + eps"), id="mean over the padded row"),
+        pytest.param(("rstd * (dnormed - normed * inner)", "rstd * dnormed"), id="backward of a norm without its mean"),
+        pytest.param(("value = dx.to(tl.float32)", "value = normed"), id="rows of another value than dx"),
+        pytest.param(("dx += tl.load(dsum_ptr", "dx = tl.load(dsum_ptr"), id="gradient from above alone"),
         pytest.param(("gate * tl.sigmoid(gate) * up", "tl.maximum(gate, 0.0) * up"), id="relu for silu"),
         pytest.param(("+ num_features + k, dup", "+ num_features + k, dgate"), id="gradient of gate in up's place"),
         pytest.param(("tl.maximum(largest, ", "tl.maximum(0.0 * largest, "), id="largest of the last piece"),
@@ -255,9 +296,9 @@ def test_columns_carry_the_adapter(size: float, device: torch.device, fused: Mod
         assert different(got.rows, want.rows) < 0.002
 
 
-def test_more_ranks_than_a_program_has(device, fused, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_more_ranks_than_a_program_has(device, fused, fused_adapter, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Rank 128 on q, k and v is 384 ranks; here 40, which take three programs of 16, and 88 columns are padding."""
-    monkeypatch.setattr(fused, "LOW_SOURCES", 16)
+    monkeypatch.setattr(fused_adapter, "LOW_SOURCES", 16)
     x, a = (normal(n, 96, dtype=torch.bfloat16, device=device, seed=n) for n in (70, 48))
     (a8, a_scale), factor = reference.quantize_rows(a), torch.linspace(0.5, 2, 40, device=device)
     found = []
@@ -299,10 +340,12 @@ def test_rows_of_zeros_leave_the_adapter_room(size: float, device: torch.device,
                      id="first features alone"),
     ],
 )  # fmt: skip
-def test_wrong_columns_fail(edit, device, fused, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_columns_fail(edit, device, fused, fused_adapter, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    wrong = mutant(fused_adapter, [edit], tmp_path)
+    wrong.quantize_rows, wrong.product = fused.quantize_rows, fused.product  # type: ignore[attr-defined]
     plain_empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, **kind: plain_empty(*shape, **kind).fill_(3))
-    want, got = sides(reference, device, 1e-3), sides(mutant(fused, [edit], tmp_path), device, 1e-3)
+    want, got = sides(reference, device, 1e-3), sides(wrong, device, 1e-3)
     pairs = zip(want, got, strict=True)
     shares = [different(getattr(b, part), getattr(a, part)) for a, b in pairs for part in ("rows", "copy", "low_copy")]
     assert max(shares) > 0.002

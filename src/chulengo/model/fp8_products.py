@@ -50,6 +50,28 @@ class Rows(NamedTuple):
     scale_T1: Tensor
 
 
+class HandedRows:
+    """A gradient in e4m3 on its way from the function that makes it to the one that multiplies by it.
+
+    Between them is autograd, which hands on the 16-bit tensor alone. Rows are found again by that very tensor, which is
+    held until then, so that no other can be in its place; for any other tensor they are not, and have to be made.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, Rows] | None = None
+
+    def put(self, x_TK: Tensor, rows: Rows) -> None:
+        """Keeps the rows of a tensor until the next `take`."""
+        self._kept = x_TK, rows
+
+    def take(self, x_TK: Tensor, columns: int) -> Rows | None:
+        """Returns the rows of this tensor, if it is the one and they have this many columns beside the values."""
+        kept, self._kept = self._kept, None
+        if kept is None or kept[0] is not x_TK or kept[1].values.shape[1] != x_TK.shape[1] + columns:
+            return None
+        return kept[1]
+
+
 @dataclass(slots=True, eq=False)
 class Fp8Adapter:
     """What an adapter adds to the copies of one group.

@@ -26,6 +26,11 @@ bit for bit, since what is computed again is computed by the same operations fro
 checkpoint` would do for `full`, but computes the last product again (22 % of a layer's weights), as a function cannot
 stop in its middle; and for `selective` it looks at every operation of every step.
 
+The gradients of A, B and magnitudes are added to their `grad` where they are made, a group of maps in one kernel, and
+autograd sees none of them. So a backward must be `backward()`: `torch.autograd.grad` finds nothing for a factor, and
+hooks of a factor's gradient are not called. Factors are arguments of the functions nevertheless, since that is what
+makes the outputs of the first layer, whose input needs no gradient, differentiable.
+
 The frozen weights never appear in autograd's graph: a backward asks `Matrices` for them again, which is what lets one
 buffer serve all of them.
 
@@ -35,7 +40,7 @@ Legend: T tokens, D model features, N query heads, K key heads, H head size, I i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,12 +49,12 @@ from torch.autograd.function import once_differentiable
 
 from chulengo.kernels import ops
 from chulengo.model.dropout import MaskSeed, mask_seed
-from chulengo.model.fp8_products import Rows
+from chulengo.model.fp8_products import HandedRows, Rows
 from chulengo.model.kept_attention import KeptAttention
 from chulengo.model.linear_group import (
     LinearGroup,
     Matrices,
-    factor_gradients,
+    add_factor_gradients,
     input_gradient,
     multiply,
     rank_gradient,
@@ -83,6 +88,7 @@ class Pass:
         embedded_TD: the tokens' embeddings, where the table is on the host; None: it is on the device.
         attention: in the place of attention within the packed sequences, for tokens that attend to a cache; without
             gradients.
+        handed: the gradient of a layer's input in e4m3, on its way to the layer below.
     """
 
     inputs: PackedInputs
@@ -96,6 +102,7 @@ class Pass:
     host: HostStates | None = None
     embedded_TD: Tensor | None = None
     attention: Attention | None = None
+    handed: HandedRows = field(default_factory=HandedRows, init=False)
 
     def attend(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         """Returns attention within the packed sequences, [T, N, H]."""
@@ -264,17 +271,19 @@ class _BeforeAttention(torch.autograd.Function):
                 dq.copy_(_norm_heads_backward(norm, dq, q, layer.q_norm_H, q_rstd))
                 dk.copy_(_norm_heads_backward(norm, dk, k, layer.k_norm_H, k_rstd))
             rows = run.matrices.rows(dy_TO, layer.qkv)
-        dfactors: list[Tensor] = []
         u_TS = rank_gradient(dy_TO, layer.qkv, run.matrices, seed, rows)
-        if layer.qkv.parameters():
-            if x_TD is None:
-                x_TD, _, _ = norm.forward(h_TD, None, layer.input_norm_D, run.eps)
-            dfactors = factor_gradients(x_TD, low_TS, dy_TO, u_TS, layer.qkv, run.matrices, seed, unturned_TO)
+        if x_TD is None and layer.qkv.parameters():
+            x_TD, _, _ = norm.forward(h_TD, None, layer.input_norm_D, run.eps)
+        add_factor_gradients(x_TD, low_TS, dy_TO, u_TS, layer.qkv, run.matrices, seed, unturned_TO)
         if not ctx.needs_input_grad[0]:  # the embeddings are frozen: the first layer's input needs none
-            return None, None, None, None, None, *dfactors
+            return _only(ctx)
         dx_TD = input_gradient(dy_TO, u_TS, layer.qkv, run.matrices, seed, rows)
-        dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.input_norm_D, rstd_T)
-        return dstream_TD, dstream_TD if ctx.needs_input_grad[1] else None, None, None, None, *dfactors
+        # what the layer below adds has the same gradient, and its last map is as wide as this layer's
+        norm_D = layer.input_norm_D
+        dstream_TD, stream_rows = _normed_backward(dx_TD, dh_TD, h_TD, norm_D, rstd_T, layer.down, run)
+        if stream_rows is not None:
+            run.handed.put(dstream_TD, stream_rows)
+        return _only(ctx, dstream_TD, dstream_TD if ctx.needs_input_grad[1] else None)
 
 
 class _AfterAttention(torch.autograd.Function):
@@ -320,7 +329,10 @@ class _AfterAttention(torch.autograd.Function):
         norm = ops.implementation("rms_norm", h_TD, run.backend)
         o_seed, gate_up_seed, down_seed = (run.seed_for(layer, group) for group in (1, 2, 3))
 
-        rows = matrices.rows(ddown_TD, layer.down)
+        rows = None
+        if matrices.fp8 is not None:
+            rows = run.handed.take(ddown_TD, matrices.fp8_of(layer.down).columns)
+        rows = rows or matrices.rows(ddown_TD, layer.down)
         u_TS = rank_gradient(ddown_TD, layer.down, matrices, down_seed, rows)
         dproduct_TI = input_gradient(ddown_TD, u_TS, layer.down, matrices, down_seed, rows)
         again_TI = None
@@ -329,27 +341,21 @@ class _AfterAttention(torch.autograd.Function):
         dboth_T2I = both_T2I if ctx.overwrites else torch.empty_like(both_T2I)
         rows = _gated_backward(dproduct_TI, both_T2I, dboth_T2I, again_TI, layer.gate_up, run)
         product_TI = product_TI if again_TI is None else again_TI
-        ddown_factors = _factor_gradients(
-            product_TI, lows[2], ddown_TD, u_TS, layer.down, matrices, down_seed, down_TD
-        )
+        add_factor_gradients(product_TI, lows[2], ddown_TD, u_TS, layer.down, matrices, down_seed, down_TD)
         del dproduct_TI, again_TI, product_TI
         if x_TD is None and layer.gate_up.parameters():
             x_TD, _, _ = norm.forward(h_TD, None, layer.after_norm_D, run.eps)
         u_TS = rank_gradient(dboth_T2I, layer.gate_up, matrices, gate_up_seed, rows)
-        dboth_factors = _factor_gradients(
-            x_TD, lows[1], dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, both_T2I
-        )
+        add_factor_gradients(x_TD, lows[1], dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, both_T2I)
         dx_TD = input_gradient(dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, rows)
         del dboth_T2I, rows
-        dstream_TD, _ = norm.backward(dx_TD, dh_TD, h_TD, layer.after_norm_D, rstd_T)
-        rows = matrices.rows(dstream_TD, layer.o)
+        dstream_TD, rows = _normed_backward(dx_TD, dh_TD, h_TD, layer.after_norm_D, rstd_T, layer.o, run)
         u_TS = rank_gradient(dstream_TD, layer.o, matrices, o_seed, rows)
-        do_factors = _factor_gradients(attended_TD, lows[0], dstream_TD, u_TS, layer.o, matrices, o_seed, o_TD)
+        add_factor_gradients(attended_TD, lows[0], dstream_TD, u_TS, layer.o, matrices, o_seed, o_TD)
         dattended_TD = None
         if ctx.needs_input_grad[0]:
             dattended_TD = input_gradient(dstream_TD, u_TS, layer.o, matrices, o_seed, rows)
-        dfactors = (*do_factors, *dboth_factors, *ddown_factors)
-        return dattended_TD, dstream_TD, None, None, None, None, None, *dfactors
+        return _only(ctx, dattended_TD, dstream_TD)
 
 
 class _FullRecompute(torch.autograd.Function):
@@ -382,8 +388,6 @@ class _FullRecompute(torch.autograd.Function):
         layer, run = ctx.layer, ctx.run
         kept_TD, *others = ctx.saved_tensors if ctx.host is None else ctx.host.take(layer.index, ctx.device)
         h_TD = kept_TD.detach().requires_grad_(ctx.needs_input_grad[0])
-        factors = [factor for factor in layer.parameters() if factor.requires_grad]
-        wanted = ([h_TD] if h_TD.requires_grad else []) + factors
         with torch.enable_grad():
             middle_TD = None
             if ctx.attention is None:
@@ -394,8 +398,11 @@ class _FullRecompute(torch.autograd.Function):
                 attended_TD = ctx.attention.again(kept, q, k, v).flatten(1)
             # the last product is not computed again, but where its output is needed for its magnitudes
             outputs = _after_attention(attended_TD, stream_TD, layer, run, True, layer.down.rescaled, middle_TD)
-        gradients = list(torch.autograd.grad(outputs, wanted, (ddown_TD, dh_TD)))
-        return gradients.pop(0) if h_TD.requires_grad else None, None, None, None, *gradients
+        # not read from `h.grad`, for which autograd may copy it; the factors of the first layer, whose h needs no
+        # gradient, lead through the same functions, and get theirs there
+        wanted = [h_TD] if h_TD.requires_grad else [each for each in layer.parameters() if each.requires_grad]
+        gradients = torch.autograd.grad(outputs, wanted, (ddown_TD, dh_TD), allow_unused=True)
+        return _only(ctx, gradients[0])
 
 
 def _norm_heads(norm: Any, x_TNH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -410,12 +417,9 @@ def _norm_heads_backward(norm: Any, dy_TNH: Tensor, x_TNH: Tensor, weight_H: Ten
     return gradient
 
 
-def _factor_gradients(
-    x_TI: Tensor | None, h_TS: Tensor | None, dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup,
-    matrices: Matrices, seed: MaskSeed | None, y_TO: Tensor | None,
-) -> list[Tensor]:  # fmt: skip
-    """Returns the gradients of a group's factors, [] when it has none and its input was not kept."""
-    return [] if x_TI is None else factor_gradients(x_TI, h_TS, dy_TO, u_TS, group, matrices, seed, y_TO)
+def _only(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Returns the gradients of a function's first arguments, None for the others: the factors have got theirs."""
+    return (*gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients)))
 
 
 def _normed(
@@ -431,6 +435,19 @@ def _normed(
     kernels = ops.implementation("fp8", x_TD, run.backend)
     rows, scale, *rest = kernels.rms_norm_rows(x_TD, residual_TD, weight_D, run.eps, columns, keep=keep)
     return Rows(rows, scale), *rest
+
+
+def _normed_backward(
+    dy_TD: Tensor, dh_TD: Tensor, h_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, group: LinearGroup, run: Pass
+) -> tuple[Tensor, Rows | None]:
+    """Returns the gradient of the stream [T, D], and that in e4m3 where `group`, which has added to it, wants it."""
+    if run.matrices.fp8 is None:
+        norm = ops.implementation("rms_norm", h_TD, run.backend)
+        return norm.backward(dy_TD, dh_TD, h_TD, weight_D, rstd_T)[0], None
+    columns = run.matrices.fp8_of(group).columns
+    kernels = ops.implementation("fp8", h_TD, run.backend)
+    rows, scale, dstream_TD = kernels.rms_norm_backward_rows(dy_TD, dh_TD, h_TD, weight_D, rstd_T, columns)
+    return dstream_TD, Rows(rows, scale)
 
 
 def _turned_back(

@@ -75,6 +75,14 @@ def rms_norm_rows(
     return *quantize_rows(y_TD, columns), y_TD if keep else None, sum_TD, rstd_T
 
 
+def rms_norm_backward_rows(
+    dy_TD: Tensor, dsum_TD: Tensor | None, sum_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, columns: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns `quantize_rows` of the dx that rms_norm's backward gives, then dx itself, [T, D]."""
+    dx_TD, _ = rms_norm.backward(dy_TD, dsum_TD, sum_TD, weight_D, rstd_T)
+    return *quantize_rows(dx_TD, columns), dx_TD
+
+
 def swiglu_rows(
     gate_TI: Tensor, up_TI: Tensor, columns: int = 0, *, keep: bool = True
 ) -> tuple[Tensor, Tensor, Tensor | None]:
