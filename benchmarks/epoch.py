@@ -1,8 +1,9 @@
 """One epoch of real conversations by `chulengo train`, from a machine that has never compiled its kernels.
 
 What counts: attaching the adapter, where kernels are compiled, and every step, all tokens that are real, none of
-padding. Loading the model and reading the data do not, for any engine. Each run is a process of its own with an empty
-cache of Triton's.
+padding. Importing libraries, loading the model and reading the data do not, for any engine; PyTorch's attention and
+optimisers import its compiler, some seconds of Python on a machine that has not done it before, so that is done first.
+Each run is a process of its own with an empty cache of Triton's.
 
     python benchmarks/epoch.py --model /tmp/7b/nf4 --data guanaco-llama2-1k.parquet --out epoch.jsonl
 """
@@ -27,6 +28,9 @@ SKIPPED = 3  # steps of the speed without warm-up
 def inside(file: Path, words: list[str]) -> None:
     """Trains in this process, and writes how long attaching the adapter took."""
     import torch
+    import torch._dynamo
+    import triton  # noqa: F401
+    from torch.nn.attention import varlen  # noqa: F401
 
     from chulengo.cli.main import main
     from chulengo.model.fast import FastModel

@@ -128,7 +128,8 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
     encoder = arguments.encoder
     if encoder is None and "task" in arguments.only:
         make_encoder(encoder := work / "encoder", Path(arguments.model), tiny=arguments.cpu)
-    task = ["eval", *tuned, *data, "--task", "chat", "--side", "tuned", *answering, "--encoder", str(encoder)]
+    task = ["eval", *tuned, *data, "--task", "chat", "--side", "tuned", "--split", "all", *answering,
+            "--encoder", str(encoder)]
     parts = {
         "train": ["train", *base, *data, "--out", str(run), *long, *lean],
         "perplexity": ["eval", *tuned, *data, *long, *scored, "--batch-size", str(arguments.batch_size)],

@@ -36,6 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from chulengo.kernels import ops
+from chulengo.model.graph_capture import captured
 from chulengo.model.llama import Attention
 from chulengo.model.packed_inputs import PackedInputs, pack_sequences
 from chulengo.model.plan_shapes import ModelShape
@@ -105,19 +106,18 @@ class StepMemory:
         if size not in self._seen:
             self._seen.add(size)
             return advance()
-        captured = self._captured.get(size)
-        if captured is None:
+        step = self._captured.get(size)
+        if step is None:
             if len(self._captured) == MOST_GRAPHS:  # each holds some memory of the device
                 self._captured.clear()
                 self._pool = None
             graph = torch.cuda.CUDAGraph()
-            torch.cuda.synchronize()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with captured(graph, pool=self._pool):
                 logits_BV = advance()
             self._pool = graph.pool()
-            captured = self._captured[size] = _Captured(graph, logits_BV)
-        captured.graph.replay()
-        return captured.logits_BV
+            step = self._captured[size] = _Captured(graph, logits_BV)
+        step.graph.replay()
+        return step.logits_BV
 
     def forget_graphs(self) -> None:
         """Drops the graphs: memory that they read has moved."""

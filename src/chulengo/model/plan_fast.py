@@ -95,7 +95,8 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
         "embeddings, head, norms": size * (tables + small),
         "adapter and its copies": trained * (4 + size + (2 if policies.fp8 else 0))
         + _rescaling(shape, settings, targets, size),
-        "gradients": 4 * trained * (2 if policies.graphs else 1),
+        # those of a graph's one batch are the step's, unless others are added to them
+        "gradients": 4 * trained * (2 if policies.graphs and settings.gradient_accumulation > 1 else 1),
         "optimiser states": int(trained * STATES_BYTES[settings.optimizer]),
         "matrices": _matrices(shape, settings, policies, size),
         "kept by the layers": sum(_kept(shape, each, size, settings.dora) for each in policies.activations) * tokens,

@@ -32,7 +32,7 @@ DEQUANTISE_SHARE = 0.35
 # (324 ms for 4 x 2,048 tokens with every layer computed again). The two in the middle were fitted to steps in FP8
 FP8_PRODUCTS = 1.87
 FP8_ELEMENTWISE = 1.15
-FP8_DEQUANTISE_SHARE = 0.27
+FP8_DEQUANTISE_SHARE = 0.23
 FP8_LAUNCHES = 1.18
 # copies to the host while the device computes, fitted to steps of 4 x 2,048 tokens with two streams and attention's
 # output moved (in FP8 0.10 s longer than the forward, in bf16 hidden); the way back has the longer backward

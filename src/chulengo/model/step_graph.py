@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from chulengo.errors import ModelError
 from chulengo.model.flat_factors import FlatFactors
+from chulengo.model.graph_capture import captured
 from chulengo.model.packed_inputs import PackedInputs
 
 TOKEN_STEP = 256  # sizes are multiples of it, or of an eighth of the largest batch seen
@@ -67,8 +68,7 @@ class RepeatedWork:
             return
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            torch.cuda.synchronize()
-            with torch.cuda.graph(self._graph):
+            with captured(self._graph):
                 self._work()
         self._graph.replay()
 
@@ -97,17 +97,17 @@ class StepGraphs:
         """
         key = (len(inputs.ids_T), len(inputs.cu_seqlens), inputs.max_seqlen, len(inputs.target_N))
         self._flat.release(self._gradient)
-        captured = self._captured.get(key)
-        if captured is not None:
-            captured.inputs.copy_(inputs)
-            for place, value in zip(captured.optional, (embedded_TD, seed_1), strict=True):
+        step = self._captured.get(key)
+        if step is not None:
+            step.inputs.copy_(inputs)
+            for place, value in zip(step.optional, (embedded_TD, seed_1), strict=True):
                 if place is not None and value is not None:
                     place.copy_(value)
         elif key in self._seen:
-            captured = self._captured[key] = self._capture(inputs, embedded_TD, seed_1)
-        if captured is not None:
-            captured.graph.replay()
-            nll = captured.nll
+            step = self._captured[key] = self._capture(inputs, embedded_TD, seed_1)
+        if step is not None:
+            step.graph.replay()
+            nll = step.nll
         else:
             self._seen.add(key)
             nll = self._first(inputs, embedded_TD, seed_1)
@@ -153,9 +153,8 @@ class StepGraphs:
         embedded_TD = None if embedded_TD is None else embedded_TD.clone()
         seed_1 = None if seed_1 is None else seed_1.clone()
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
         _forget_workspaces(self._flat.parameter)
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        with captured(graph, pool=self._pool, stream=self._stream):
             nll = self._run(inputs, embedded_TD, seed_1)
         self._pool = graph.pool()
         return _Captured(graph, inputs, (embedded_TD, seed_1), nll)

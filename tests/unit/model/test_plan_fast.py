@@ -133,8 +133,8 @@ def test_the_order_of_policies() -> None:
 
 
 @pytest.mark.parametrize(("gib", "batch", "tokens", "said"), [
-    (8, 1, 2048, "weights stream, activations selective in 9 layers, offload-attention in 23 layers, graphs"),
-    (12, 1, 2048, "weights stream, activations selective in 29 layers, offload-attention in 3 layers, graphs"),
+    (8, 1, 2048, "weights stream, activations selective in 10 layers, offload-attention in 22 layers, graphs"),
+    (12, 1, 2048, "weights stream, activations selective in 30 layers, offload-attention in 2 layers, graphs"),
     (16, 1, 2048, "weights stream, activations keep, graphs"),
     (24, 1, 2048, "weights stream, activations keep, graphs"),
     (8, 4, 2048, "weights stream, activations offload-attention"),
@@ -168,6 +168,14 @@ def test_the_host_has_to_have_room() -> None:
     in_fp8 = choose_policies(shape, settings, 8 * GIB, Wanted("fp8"))
     assert in_fp8 is not None
     assert set(in_fp8.activations) == {"offload"}
+
+
+def test_gradients_of_a_graph_are_there_twice_where_others_are_added() -> None:
+    shape, policies = shape_of("7b"), Policies("stream", ("offload",) * 32, graphs=True)
+    one, several = (
+        predict_fast(shape, TrainingMemory(1, 512, gradient_accumulation=number), policies) for number in (1, 2)
+    )
+    assert several.parts["gradients"] == 2 * one.parts["gradients"] == 8 * one.num_trainable
 
 
 def test_waiting_for_the_host() -> None:

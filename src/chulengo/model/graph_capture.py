@@ -1,0 +1,36 @@
+"""Capture of a CUDA graph that nothing in this process disturbs.
+
+While a stream is captured, calls that could depend on its work end the capture, whoever makes them. Python's collector
+is one of these: a cycle that holds another graph, or an event, is freed whenever enough objects have been made.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def captured(
+    graph: torch.cuda.CUDAGraph, *, pool: Any = None, stream: torch.cuda.Stream | None = None
+) -> Iterator[None]:
+    """Captures what the block launches into a graph, without running it.
+
+    Args:
+        graph: a new one.
+        pool: of the memory, another graph's; None: its own.
+        stream: to capture on; None: PyTorch's own for that.
+    """
+    torch.cuda.synchronize()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            yield
+    finally:
+        if collects:
+            gc.enable()
