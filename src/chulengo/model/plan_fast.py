@@ -23,6 +23,7 @@ from chulengo.model.plan_memory import (
     WORKSPACE_BYTES,
     Plan,
     TrainingMemory,
+    gib,
 )
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
 
@@ -117,9 +118,11 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
     beside = {}
     if settings.device == "cuda":
         beside = {CONTEXT: CUDA_CONTEXT_BYTES, SLACK: int(ALLOCATOR_SLACK * sum(moments[peak].values()))}
+    pinned = pinned_bytes(shape, settings, policies) if settings.device == "cuda" else 0
+    notes = (f"states of layers take {gib(pinned)} of the host's memory, pinned",) if pinned else ()
     return Plan(
         moments=moments, moment=peak, beside=beside, num_parameters=shape.num_parameters, num_trainable=trained,
-        device=settings.device,
+        device=settings.device, host_bytes=pinned, notes=notes,
     )  # fmt: skip
 
 

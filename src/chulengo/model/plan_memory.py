@@ -103,7 +103,7 @@ class Plan:
     num_parameters: int
     num_trainable: int
     device: str
-    host_bytes: int = 0  # paged optimiser states, which move to the host's memory when the device is full
+    host_bytes: int = 0  # of the host: paged optimiser states, when the device is full; states of layers, pinned
     reason: str | None = None  # why nothing could be predicted but a lower bound; None: predicted
     notes: tuple[str, ...] = field(default=())
 

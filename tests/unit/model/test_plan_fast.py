@@ -157,6 +157,10 @@ def test_the_host_has_to_have_room() -> None:
         found = choose_policies(shape, settings, 8 * GIB, host_bytes=host_bytes)
         assert found is not None
         assert found.activations == (policy,) * 32
+        plan = predict_fast(shape, settings, found)
+        assert plan.host_bytes == pinned_bytes(shape, settings, found) > 0
+        assert "of the host's memory, pinned" in plan.notes[0]
+    assert predict_fast(shape, settings, Policies("stream", ("full",) * 32)).notes == ()
     wanted = Wanted(activations="offload-attention")  # who insists has it
     found = choose_policies(shape, settings, 8 * GIB, wanted, host_bytes=0)
     assert found is not None
