@@ -106,3 +106,61 @@ def test_flash_attention(shape: Any) -> None:
     from chulengo.kernels.fused import attention as fused
 
     assert not run(fused, shape, torch.bfloat16, torch.device("cuda"))
+
+
+@pytest.fixture
+def flash_3(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stands in for the package and for PyTorch's registry: no machine here has it."""
+    pytest.importorskip("triton")
+    from torch.nn import attention
+
+    from chulengo.kernels.fused import attention as fused
+
+    class Registry:
+        installed, major, active, fails = True, 9, None, False
+
+        def activate(self, name: str) -> None:
+            if self.fails:
+                raise RuntimeError("does not expose FA3 kernels")
+            self.active = name
+
+    registry = Registry()
+    find = fused.importlib.util.find_spec
+    monkeypatch.setattr(
+        fused.importlib.util, "find_spec",
+        lambda name: registry.installed or None if name == "flash_attn_interface" else find(name),
+    )
+    monkeypatch.setattr(fused, "_major", lambda device: registry.major)
+    monkeypatch.setattr(attention, "current_flash_attention_impl", lambda: registry.active)
+    monkeypatch.setattr(attention, "activate_flash_attention_impl", registry.activate)
+    fused.use_flash_attention_3.cache_clear()
+    yield registry, fused.use_flash_attention_3
+    fused.use_flash_attention_3.cache_clear()
+
+
+def test_flash_attention_3_where_it_is_there(flash_3: Any) -> None:
+    registry, use = flash_3
+    assert use(torch.device("cuda:0"))
+    assert registry.active == "FA3"
+
+
+@pytest.mark.parametrize("missing", [{"installed": False}, {"major": 8}, {"major": 10}])
+def test_flash_attention_3_where_it_is_not(flash_3: Any, missing: dict[str, Any]) -> None:
+    registry, use = flash_3
+    vars(registry).update(missing)
+    assert not use(torch.device("cuda:0"))
+    assert registry.active is None
+
+
+def test_another_implementation_stays(flash_3: Any) -> None:
+    registry, use = flash_3
+    registry.active = "FA4"
+    assert not use(torch.device("cuda:0"))
+    assert registry.active == "FA4"
+
+
+def test_a_broken_package_is_named(flash_3: Any) -> None:
+    registry, use = flash_3
+    registry.fails = True
+    with pytest.warns(UserWarning, match="flash_attn_interface is installed, but not used"):
+        assert not use(torch.device("cuda:0"))

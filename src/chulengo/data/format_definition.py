@@ -63,5 +63,8 @@ def column(fields: Fields, names: tuple[str, ...]) -> str | None:
 
 def value(fields: Fields, names: tuple[str, ...]) -> Any:
     """Returns the value of the first of `names` that the row has, or None."""
+    for name in names:  # asked some times a row, and nearly always found so
+        if name in fields:
+            return fields[name]
     found = column(fields, names)
     return None if found is None else fields[found]

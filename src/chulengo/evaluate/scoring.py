@@ -194,10 +194,10 @@ def _draw_groups(rows: Counts, draws: int, seed: int) -> Counts:
     for start in range(0, draws, size):
         number = min(size, draws - start)
         taken = rng.integers(0, total, (number, total), dtype=np.int32)
-        # one count for all draws of the block: each draw has places of its own
-        taken = taken + np.arange(number, dtype=np.int64)[:, None] * total
-        weights = np.bincount(taken.ravel(), minlength=number * total).reshape(number, total)
-        blocks.append(weights.astype(np.float64) @ rows)
+        weights = np.empty((number, total))
+        for place, own in enumerate(taken):
+            weights[place] = np.bincount(own, minlength=total)
+        blocks.append(weights @ rows)
     return np.concatenate(blocks)
 
 

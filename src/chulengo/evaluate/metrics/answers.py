@@ -25,6 +25,7 @@ from chulengo.evaluate.metrics.metric import Counts, Metric, Outcome, ratio
 from chulengo.evaluate.metrics.references import references_of
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_ARTICLE_WORDS = frozenset(("a", "an", "the"))
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _RULE = (
     "after SQuAD v1.1 normalisation (lower case, no ASCII punctuation, no a/an/the, single spaces), best of the "
@@ -36,7 +37,10 @@ _CACHED_TEXTS = 1 << 16  # references recur between items, and each text between
 @lru_cache(maxsize=_CACHED_TEXTS)
 def normalise(text: str) -> str:
     """Returns the text as SQuAD v1.1 compares it."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+    bare = text.lower().translate(_NO_PUNCTUATION)
+    if bare.isascii() and bare.isprintable():  # letters, digits, blanks: words end nowhere but at blanks
+        return " ".join([word for word in bare.split() if word not in _ARTICLE_WORDS])
+    return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
 def overlap(answer: str, reference: str) -> tuple[float, float, float]:
