@@ -2,9 +2,9 @@
 
 The formula is in `reference/attention.py`. No kernel of our own: both come with PyTorch. On an H200, 32 heads of 128,
 4 x 2,048 tokens, forward and backward take 0.26 and 0.89 ms in cuDNN, 0.49 and 1.42 ms in FlashAttention 2; cuDNN
-takes only a dense batch, since its variable-length form in PyTorch 2.11 gives infinite gradients. FlashAttention 3 has a
-package of its own; where that is there and the device is of its generation, PyTorch is told to use it behind the same
-call. What that gains was not measured.
+takes only a dense batch, since its variable-length form in PyTorch 2.11 gives infinite gradients. FlashAttention 3
+has a package of its own; where that is there and the device is of its generation, PyTorch is told to use it behind the
+same call. What that gains was not measured.
 Forward and backward take 16-bit tensors only. Both keep q, k, v, the output and one float32 a token and head.
 
 Legend: T tokens, N query heads, K key heads, H head features, S sequences.
