@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from chulengo.data.wording import counted
 from chulengo.evaluate.human.agreement import choice_agreement
 from chulengo.evaluate.human.bradley_terry import bradley_terry
 from chulengo.evaluate.human.criteria import criterion, criterion_names
@@ -69,8 +70,9 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def _counts(summary: Mapping[str, Any]) -> Iterator[str]:
     counts = summary["counts"]
-    yield (f"{counts['ratings']} ratings of {counts['items']} items by {len(summary['raters'])} "
-           f"{'person' if len(summary['raters']) == 1 else 'people'}, {counts['votes']} of them votes")
+    ratings, items = counted(counts["ratings"], "rating"), counted(counts["items"], "item")
+    people = counted(len(summary["raters"]), "person", "people")
+    yield f"{ratings} of {items} by {people}, {counts['votes']} of them votes"
     notes = {"missing": "rows not rated yet", "twice": "ratings given twice, counted once",
              "equal_pairs_not_shown": "pairs with equal answers, not shown and not counted"}
     yield from (f"  {counts[name]} {what}" for name, what in notes.items() if counts[name])
@@ -82,7 +84,7 @@ def _win_rates(summary: Mapping[str, Any]) -> Iterator[str]:
         yield (f"{rate['system']} against {rate['against']}: {rate['wins']} won, {rate['losses']} lost, "
                f"{rate['ties']} ties, {rate['both_bad']} both bad")
         for name, label in (("ties_half", "win rate, ties as half"), ("ties_excluded", "win rate, ties left out")):
-            yield f"  {label:<26}{_share(rate[name])}" + (f" over {rate[name]['n']} items" if rate[name]["n"] else "")
+            yield f"  {label:<26}{_share(rate[name])}" + _over(rate[name]["n"])
         yield f"  {'so far':<26}{_verdict(rate)}"
         needed = rate["still_needed"]
         yield f"  {'decisive votes needed':<26}{', '.join(_needed(row) for row in needed['rows'])}"
@@ -135,7 +137,11 @@ def _mean(row: Mapping[str, Any], sign: str = "") -> str:
     if row["mean"] is None:
         return "nothing rated"
     interval = f" [{row['interval_95'][0]:{sign}.2f}, {row['interval_95'][1]:{sign}.2f}]" if row["interval_95"] else ""
-    return f"{row['mean']:{sign}.2f}{interval} over {row['num_items']} items"
+    return f"{row['mean']:{sign}.2f}{interval}{_over(row['num_items'])}"
+
+
+def _over(num_items: int) -> str:
+    return f" over {counted(num_items, 'item')}" if num_items else ""
 
 
 def _trust(summary: Mapping[str, Any]) -> Iterator[str]:
