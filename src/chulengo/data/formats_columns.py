@@ -41,12 +41,14 @@ _PUBMEDQA = {
     "decision": ("final_decision",),
 }
 _SQUAD = {"context": ("context",), "question": ("question",), "answer": ("answers",), "title": ("title",)}
+_SQUAD_TEXTS = {ours: names for ours, names in _SQUAD.items() if ours != "answer"}
 _SUMMARY = {"dialogue": ("dialogue", "dialog"), "summary": ("summary",)}
 _LABEL = {"text": ("text", "sentence"), "label": ("label_text", "label_name", "label")}
 
 
 def _texts(fields: Fields, columns: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    return {ours: as_text(value(fields, names), ours) for ours, names in columns.items()}
+    cells = {ours: value(fields, names) for ours, names in columns.items()}
+    return {ours: cell if isinstance(cell, str) else as_text(cell, ours) for ours, cell in cells.items()}
 
 
 def _read_alpaca(fields: Fields) -> NamedValues:
@@ -83,14 +85,14 @@ def _read_pubmedqa(fields: Fields) -> NamedValues:
 
 def _read_squad(fields: Fields) -> NamedValues:
     references = tuple(_squad_answers(value(fields, _SQUAD["answer"])))
-    others = {ours: names for ours, names in _SQUAD.items() if ours != "answer"}
-    return NamedValues({**_texts(fields, others), "answer": references[0] if references else ""}, references)
+    return NamedValues({**_texts(fields, _SQUAD_TEXTS), "answer": references[0] if references else ""}, references)
 
 
 def _squad_answers(answers: Any) -> list[str]:
     if isinstance(answers, dict):
         return [as_text(text, "answers") for text in answers.get("text") or []]
-    return [as_text(answer.get("text") if isinstance(answer, dict) else answer, "answers") for answer in answers or []]
+    texts = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers or []]
+    return [text if isinstance(text, str) else as_text(text, "answers") for text in texts]
 
 
 def _has(fields: Fields, columns: Mapping[str, tuple[str, ...]], *ours: str) -> bool:

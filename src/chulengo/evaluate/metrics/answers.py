@@ -62,8 +62,7 @@ def squad_exact_match() -> Metric:
     """Returns SQuAD v1.1 exact match, in points."""
 
     def value(answer: str, references: Sequence[str]) -> float:
-        normal = normalise(answer)
-        return float(any(normal == normalise(reference) for reference in references))
+        return float(normalise(answer) in map(normalise, references))
 
     return _mean_over_items(
         "squad_exact_match", f"Share of answers that equal a reference {_RULE}; 0 to 100.", value, points=True
