@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from chulengo.data.batches import collate_packed, collate_padded
-from chulengo.errors import ConfigError
+from chulengo.errors import ConfigError, ModelError
 from chulengo.kernels.reference.dropout import mask
 from chulengo.model import llama
 from chulengo.model.dropout import MaskSeed, mask_seed, step_seed
@@ -62,6 +62,19 @@ def test_recomputing_is_keeping(family_folder: Any, family: str, dtype: str, lor
     mixed = ["keep", "offload-attention", "full", "offload"]
     for policy in ("selective", "full", "offload", "offload-attention", mixed):
         assert_equal_tensors(kept, outcome(model_of(family_folder(family), activations=policy, **settings)))
+
+
+@pytest.mark.parametrize("policy", ["offload", "offload-attention"])
+def test_states_of_another_batch_are_not_taken(family_folder: Any, policy: str) -> None:
+    """They are kept by layer: a second forward puts its own in the place of the first one's."""
+    model = model_of(family_folder("qwen 2"), activations=policy)
+    first, second = (model.nll(pack_batch(BATCH))[0] for _ in range(2))
+    with pytest.raises(ModelError, match="before the next one"):
+        first.backward()
+    model.clear_gradients()
+    second.backward()  # its own are there
+    kept = gradients(model_of(family_folder("qwen 2")), BATCH)[1]
+    assert_equal_tensors(kept, {name: value.grad for name, value in model.named_parameters().items()})
 
 
 def test_embeddings_on_the_host_are_the_same(family_folder: Any) -> None:

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_session_arguments(parser)
     parser.add_argument("--exact-match", action="store_true", help="also generate every last answer and compare it")
     parser.add_argument("--num-rows", type=int, metavar="N", help="a random subset of this many rows (data.seed)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows at a time (default: 8)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="most rows at a time (default: 8)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N",
                         help="most tokens of a generated answer (default: the task's; 256 without one)")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")

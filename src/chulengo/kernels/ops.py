@@ -68,7 +68,8 @@ def choose(device: torch.device | str, backend: str = "auto") -> tuple[str, str]
         return "reference", f"Triton does not compile for {torch.device(device).type}"
     if not has_triton:
         return "reference", "Triton is not installed (pip install 'chulengo[gpu]')"
-    return "fused", "CUDA device and Triton present"
+    flash_3 = importlib.util.find_spec("flash_attn_interface") is not None
+    return "fused", f"CUDA device and Triton present{', FlashAttention 3 installed' if flash_3 else ''}"
 
 
 def describe(device: torch.device | str | None = None) -> list[OpChoice]:

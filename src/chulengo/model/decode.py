@@ -104,8 +104,9 @@ class StepMemory:
             advance: the step, on the views of that size.
         """
         if size not in self._seen:
+            logits_BV = advance()
             self._seen.add(size)
-            return advance()
+            return logits_BV
         step = self._captured.get(size)
         if step is None:
             if len(self._captured) == MOST_GRAPHS:  # each holds some memory of the device

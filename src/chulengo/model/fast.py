@@ -408,7 +408,7 @@ def load_fast(
         vocab_size: ids the tokenizer can produce; checked against the embeddings.
         max_seq_tokens: tokens of the longest sequence; None: the model's context.
         weights: stream, resident, stream-fp8 or resident-fp8.
-        activations: keep, selective, full or offload, for all layers or one for each.
+        activations: keep, selective, full, offload or offload-attention, for all layers or one for each.
         embeddings: device, or host: the table stays in the host's memory and only a batch's rows go over; not for a
             model whose head is tied to it.
         graphs: run training steps as CUDA graphs (`model.step_graph`); it pays for batches of up to some 2,000 tokens.

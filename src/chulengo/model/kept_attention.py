@@ -42,32 +42,73 @@ class _View:
         return tensor.as_strided(self.size, self.stride, tensor.storage_offset() + self.offset)
 
 
+@dataclass(eq=False)
+class _Exchange:
+    """What goes in and out while attention, or its backward, runs.
+
+    The hooks hold this and not the `KeptAttention`, whose edge leads to them: a cycle through C++ is never collected.
+    """
+
+    inputs: Sequence[Tensor] = ()  # q, k, v
+    given_out: list[Tensor] = field(default_factory=list)
+    gradients: tuple[Tensor, ...] = ()
+
+    def clear(self) -> None:
+        self.inputs, self.given_out, self.gradients = (), [], ()
+
+    def take(self, saved: Tensor) -> Tensor | _View:
+        if saved.numel() <= SMALL and not saved.is_floating_point():
+            return saved
+        return self.found(saved) or self.add(saved)
+
+    def give(self, saved: Tensor | _View) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        return saved.of((self.inputs if saved.is_input else self.given_out)[saved.source])
+
+    def found(self, saved: Tensor) -> _View | None:
+        for is_input, sources in ((True, self.inputs), (False, self.given_out)):
+            for index, source in enumerate(sources):
+                offset = int(saved.storage_offset()) - int(source.storage_offset())
+                if _same_memory(saved, source) and _reaches(source, offset):
+                    return _View(index, is_input, saved.size(), saved.stride(), offset)
+        return None
+
+    def add(self, saved: Tensor) -> _View:
+        saved = saved.detach()
+        if _extent(saved) != saved.numel():
+            saved = saved.contiguous()
+        view = _View(len(self.given_out), False, saved.size(), saved.stride(), 0)
+        self.given_out.append(saved.as_strided((saved.numel(),), (1,)))
+        return view
+
+
 @dataclass(slots=True, eq=False)
 class KeptAttention:
     """One call of attention between its forward and its backward."""
 
+    _exchange: _Exchange = field(default_factory=_Exchange)
     _edge: GradientEdge | None = None
     _strides: tuple[tuple[int, ...], ...] = ()  # of q, k, v
     _output: _View | None = None
-    _sources: Sequence[Tensor] = ()  # q, k, v; only while attention or its backward runs
-    _given_out: list[Tensor] = field(default_factory=list)  # likewise
-    _gradients: tuple[Tensor, ...] = ()
 
     def forward(
         self, attention: Attention, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns attention's output [T, N, H], and the tensors to be kept for `again`, each one piece of memory."""
-        self._sources = (q_TNH, k_TKH, v_TKH)
-        self._strides = tuple(each.stride() for each in self._sources)
-        with torch.enable_grad(), saved_tensors_hooks(self._take, self._give):
-            start = torch.empty(0, requires_grad=True)
-            a_TNH = attention(*_Start.apply(start, self, *self._sources))  # type: ignore[no-untyped-call]
-        self._edge = get_gradient_edge(a_TNH)
-        a_TNH = a_TNH.detach()
-        self._output = self._found(a_TNH) or self._add(a_TNH)
-        kept = tuple(self._given_out)
-        self._sources, self._given_out = (), []
-        return a_TNH, kept
+        exchange = self._exchange
+        exchange.inputs = (q_TNH, k_TKH, v_TKH)
+        self._strides = tuple(each.stride() for each in exchange.inputs)
+        try:
+            with torch.enable_grad(), saved_tensors_hooks(exchange.take, exchange.give):
+                start = torch.empty(0, requires_grad=True)
+                a_TNH = attention(*_Start.apply(start, exchange, *exchange.inputs))  # type: ignore[no-untyped-call]
+            self._edge = get_gradient_edge(a_TNH)
+            a_TNH = a_TNH.detach()
+            self._output = exchange.found(a_TNH) or exchange.add(a_TNH)
+            return a_TNH, tuple(exchange.given_out)
+        finally:
+            exchange.clear()
 
     def again(self, kept: Sequence[Tensor], q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         """Returns the output [T, N, H] without computing it, differentiable once by q, k and v as computed again."""
@@ -81,37 +122,13 @@ class KeptAttention:
 
     def _backward(self, da_TNH: Tensor, kept: Sequence[Tensor], sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
         assert self._edge is not None, "once, after `forward`"
-        self._sources, self._given_out = sources, list(kept)
-        torch.autograd.backward(self._edge, da_TNH)
-        gradients, self._gradients = self._gradients, ()
-        self._sources, self._given_out, self._edge = (), [], None
-        return gradients
-
-    def _take(self, saved: Tensor) -> Tensor | _View:
-        if saved.numel() <= SMALL and not saved.is_floating_point():
-            return saved
-        return self._found(saved) or self._add(saved)
-
-    def _give(self, saved: Tensor | _View) -> Tensor:
-        if isinstance(saved, Tensor):
-            return saved
-        return saved.of((self._sources if saved.is_input else self._given_out)[saved.source])
-
-    def _found(self, saved: Tensor) -> _View | None:
-        for is_input, sources in ((True, self._sources), (False, self._given_out)):
-            for index, source in enumerate(sources):
-                offset = int(saved.storage_offset()) - int(source.storage_offset())
-                if _same_memory(saved, source) and _reaches(source, offset):
-                    return _View(index, is_input, saved.size(), saved.stride(), offset)
-        return None
-
-    def _add(self, saved: Tensor) -> _View:
-        saved = saved.detach()
-        if _extent(saved) != saved.numel():
-            saved = saved.contiguous()
-        view = _View(len(self._given_out), False, saved.size(), saved.stride(), 0)
-        self._given_out.append(saved.as_strided((saved.numel(),), (1,)))
-        return view
+        exchange, edge, self._edge = self._exchange, self._edge, None
+        exchange.inputs, exchange.given_out = sources, list(kept)
+        try:
+            torch.autograd.backward(edge, da_TNH)
+            return exchange.gradients
+        finally:
+            exchange.clear()
 
 
 def _same_memory(left: Tensor, right: Tensor) -> bool:
@@ -129,17 +146,17 @@ def _extent(x: Tensor) -> int:
 
 
 class _Start(torch.autograd.Function):
-    """q, k, v as attention's graph begins; their gradients go to the `KeptAttention`. Holds none of them."""
+    """q, k, v as attention's graph begins; their gradients go to the exchange. Holds none of them."""
 
     @staticmethod
-    def forward(ctx: Any, start: Tensor, kept: KeptAttention, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.kept = kept
+    def forward(ctx: Any, start: Tensor, exchange: _Exchange, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.exchange = exchange
         return tuple(each.view_as(each) for each in inputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        ctx.kept._gradients = gradients
+        ctx.exchange.gradients = gradients
         return None, None, None, None, None
 
 

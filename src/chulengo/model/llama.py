@@ -9,7 +9,7 @@ A layer, on the residual stream h (sums are made by the norm that reads them):
 
 Attention in the middle keeps what it needs by itself (q, k, v, a and a sum of exponentials). What surrounds it is two
 autograd functions, before and after, so that what each keeps for its backward is decided here and not by what happens
-to be an argument of some operation. Three policies, layer by layer:
+to be an argument of some operation. Five policies, layer by layer:
 
     keep        h, x, h', x', gate, up, p
     selective   h, h', gate, up: the norms and SwiGLU are computed again, the products are not
@@ -17,11 +17,11 @@ to be an argument of some operation. Three policies, layer by layer:
                 layer needs, is not
     offload     as full, and h waits in the host's memory (`model.offload`)
     offload-attention   as offload, and what attention keeps beside q, k and v waits there too, and h': neither
-                attention nor the map after it is computed again
+                attention nor the map after it (but with DoRA's magnitudes) is computed again
 
 Under the first two, maps with DoRA's magnitudes have their outputs kept as well (q and k before their turn).
 
-For Llama 2 7B in bf16, with attention's share: 130, 92, 8 and 0 KB a token and layer. All give the same gradients
+For Llama 2 7B in bf16, with attention's share: 130, 92, 8, 0 and 0 KB a token and layer. All give the same gradients
 bit for bit, since what is computed again is computed by the same operations from the same numbers. `torch.utils.
 checkpoint` would do for `full`, but computes the last product again (22 % of a layer's weights), as a function cannot
 stop in its middle; and for `selective` it looks at every operation of every step.
@@ -39,6 +39,7 @@ Legend: T tokens, D model features, N query heads, K key heads, H head size, I i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,11 +85,12 @@ class Pass:
         matrices: where weights come from.
         seed_1: of the dropout masks of this micro-step, int64 [1] on the device; None: no dropout.
         backend: of the kernels.
-        host: where the policy `offload` keeps its states; None: no backward will follow.
+        host: where layers that are offloaded keep their states; None: no backward will follow.
         embedded_TD: the tokens' embeddings, where the table is on the host; None: it is on the device.
         attention: in the place of attention within the packed sequences, for tokens that attend to a cache; without
             gradients.
         handed: the gradient of a layer's input in e4m3, on its way to the layer below.
+        serial: of this pass, another for each.
     """
 
     inputs: PackedInputs
@@ -103,6 +105,7 @@ class Pass:
     embedded_TD: Tensor | None = None
     attention: Attention | None = None
     handed: HandedRows = field(default_factory=HandedRows, init=False)
+    serial: int = field(default_factory=itertools.count().__next__, init=False)
 
     def attend(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         """Returns attention within the packed sequences, [T, N, H]."""
@@ -373,11 +376,12 @@ class _FullRecompute(torch.autograd.Function):
             ctx.attention = KeptAttention()
             a_TNH, kept = ctx.attention.forward(run.attend, q, k, v)
             down_TD, middle_TD = _after_attention(a_TNH.flatten(1), h_TD, layer, run, False, True)
-            ctx.host.put(layer.index, (h_TD, middle_TD.detach(), *kept))  # the output itself will carry a graph
+            # detached: the output itself will carry a graph
+            ctx.host.put(layer.index, (h_TD, middle_TD.detach(), *kept), run.serial)
             return down_TD, middle_TD
         attended_TD, _ = _attend(h_TD, None, layer, run, False)
         if ctx.host is not None:
-            ctx.host.put(layer.index, (h_TD,))
+            ctx.host.put(layer.index, (h_TD,), run.serial)
         else:
             ctx.save_for_backward(h_TD)
         return _after_attention(attended_TD, h_TD, layer, run, False, True)
@@ -386,7 +390,7 @@ class _FullRecompute(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, ddown_TD: Tensor, dh_TD: Tensor) -> Any:
         layer, run = ctx.layer, ctx.run
-        kept_TD, *others = ctx.saved_tensors if ctx.host is None else ctx.host.take(layer.index, ctx.device)
+        kept_TD, *others = ctx.saved_tensors if ctx.host is None else ctx.host.take(layer.index, ctx.device, run.serial)
         h_TD = kept_TD.detach().requires_grad_(ctx.needs_input_grad[0])
         with torch.enable_grad():
             middle_TD = None

@@ -9,7 +9,11 @@ in, one layer ahead of the backward. Two more tensors of that size can go the sa
 States on their way out are held until the next layer's come, one layer later, and the main stream waits for their copy
 then. Leaving that to the allocator (`record_stream`) would keep every block until a captured graph ends.
 
-Without a GPU there is nothing to move: the tensors are kept as they are.
+The host's blocks are powers of two, as PyTorch pins them, and one that is outgrown is kept: a captured graph may hold
+its address.
+
+What a pass has put, its own backward takes: another pass's states in their place are an error. Without a GPU there is
+nothing to move: the tensors are kept as they are.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from chulengo.errors import ModelError
 
 Moving = tuple[tuple[Tensor, ...], torch.cuda.Event]
 
@@ -29,16 +35,26 @@ class HostStates:
         """Holds nothing yet."""
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._pinned: dict[tuple[int, int], Tensor] = {}
+        self._outgrown: list[Tensor] = []
         self._leaving: Moving | None = None
         self._coming: dict[int, Moving] = {}
         self._kept: dict[int, tuple[Tensor, ...]] = {}
+        self._owners: dict[int, int] = {}  # which pass put a layer's states
 
-    def put(self, index: int, states: Sequence[Tensor]) -> None:
-        """Takes a layer's states, contiguous and always as many; the caller may drop them."""
+    def put(self, index: int, states: Sequence[Tensor], serial: int) -> None:
+        """Takes a layer's states, contiguous and always as many; the caller may drop them.
+
+        Args:
+            index: of the layer.
+            states: what it keeps.
+            serial: of the pass.
+        """
+        self._owners[index] = serial
         if self._stream is None:
             self._kept[index] = tuple(states)
             return
         self._let_go()
+        self._coming.pop(index, None)  # of a backward that was broken off
         hosts = tuple(self._buffer((index, place), state) for place, state in enumerate(states))
         self._stream.wait_stream(torch.cuda.current_stream(states[0].device))
         with torch.cuda.stream(self._stream):
@@ -47,8 +63,17 @@ class HostStates:
             self._leaving = tuple(states), self._stream.record_event()
         self._kept[index] = hosts
 
-    def take(self, index: int, device: torch.device) -> tuple[Tensor, ...]:
-        """Returns the states of a layer on `device`, and sends for those of the one before it."""
+    def take(self, index: int, device: torch.device, serial: int) -> tuple[Tensor, ...]:
+        """Returns the states of a layer on `device`, and sends for those of the one before it.
+
+        Raises:
+            ModelError: another pass has put its own in their place.
+        """
+        if self._owners.get(index) != serial:
+            raise ModelError(
+                "A backward came after another batch's forward, whose states are in the place of its own.",
+                next_step="call backward for each batch before the next one, or: model.activations_policy=full",
+            )
         if self._stream is None:
             return self._kept.pop(index)
         self._let_go()
@@ -56,7 +81,7 @@ class HostStates:
             self._send_for(index, device)
         states, arrived = self._coming.pop(index)
         torch.cuda.current_stream(device).wait_event(arrived)
-        if index - 1 in self._kept:
+        if index - 1 in self._kept and self._owners[index - 1] == serial:
             self._send_for(index - 1, device)
         return states
 
@@ -80,6 +105,8 @@ class HostStates:
     def _buffer(self, key: tuple[int, int], like: Tensor) -> Tensor:
         held = self._pinned.get(key)
         if held is None or held.numel() < like.numel() or held.dtype != like.dtype:
-            held = torch.empty(like.numel(), dtype=like.dtype, pin_memory=True)
-            self._pinned[key] = held
+            if held is not None:
+                self._outgrown.append(held)
+            size = 1 << max(like.numel() - 1, 0).bit_length()
+            held = self._pinned[key] = torch.empty(size, dtype=like.dtype, pin_memory=True)
         return held[: like.numel()].view(like.shape)

@@ -36,7 +36,7 @@ class DeviceMemory:
     free_bytes: int
     total_bytes: int
     has_bf16: bool = True
-    host_bytes: int | None = None  # free memory of the machine that a GPU is in; None: enough
+    host_bytes: int | None = None  # this process's share of the free memory of a GPU's machine; None: enough
 
 
 def device_memory(device: str = "auto") -> DeviceMemory:
@@ -50,6 +50,7 @@ def device_memory(device: str = "auto") -> DeviceMemory:
     import psutil
 
     memory = psutil.virtual_memory()
+    share = memory.available // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # set by torchrun
     if device != "cpu":
         import torch
 
@@ -61,9 +62,9 @@ def device_memory(device: str = "auto") -> DeviceMemory:
             has_bf16 = torch.cuda.get_device_capability(place)[0] >= 8
             name, limit = torch.cuda.get_device_name(place), limit_of(place)
             if limit is None:
-                return DeviceMemory(name, "cuda", free, total, has_bf16, memory.available)
+                return DeviceMemory(name, "cuda", free, total, has_bf16, share)
             name, free = f"{name}, limited to {gib(limit)},", min(free, limit)
-            return DeviceMemory(name, "cuda", free, limit, has_bf16, memory.available)
+            return DeviceMemory(name, "cuda", free, limit, has_bf16, share)
     return DeviceMemory(f"this machine ({os.cpu_count()} CPU cores)", "cpu", memory.available, memory.total)
 
 

@@ -3,8 +3,8 @@
 Everything that stays is counted: quantised weights, the adapter with gradients, optimiser states and copies in the
 compute dtype, the one buffer (or all matrices), and what each layer keeps by its policy. On top comes the moment with
 the most temporaries: the backward of a layer (of one that is computed again, with all its inner tensors), or the loss.
-The counts are those of `model/llama.py`, tensor by tensor; against 20 measured settings on one H200 (7B, 13B and 70B,
-4 to 51 GiB) they are off by 3 % at most.
+The counts are those of `model/llama.py`, tensor by tensor; against 26 measured settings on one H200 (7B, 13B and 70B,
+4 to 51 GiB) they are off by 1 % at most.
 
 What a step takes is in `plan_speed.py`, which policies to take in `plan_policies.py`.
 """
@@ -182,25 +182,33 @@ def _backward(
             inner += _kept(shape, "selective", size, settings.dora)
             inner += size * 2 * hidden
             if policy != "full":  # a layer's that leave, another's that come
-                inner += size * hidden + moved_token_bytes(shape, policy, size)
+                inner += size * hidden + sum(_moved(shape, policy, size))
             if not settings.dora:
                 inner -= 2 * size * wide  # gradients of gate and up take the place of these
         most = max(most, inner)
     return most + dropped + eighth
 
 
-def moved_token_bytes(shape: ModelShape, policy: str, size: int) -> int:
-    """Returns the bytes a token that one layer keeps in the host's memory, in elements of `size` bytes."""
+def _moved(shape: ModelShape, policy: str, size: int) -> list[int]:
+    """Returns the bytes a token of each tensor that one layer keeps in the host's memory, in elements of `size`."""
     if policy == "offload":
-        return size * shape.hidden
-    # both streams, attention's output and a sum of exponentials a head
-    return size * (2 * shape.hidden + shape.q_width) + 4 * shape.num_heads if policy == "offload-attention" else 0
+        return [size * shape.hidden]
+    # both streams, attention's output, a sum of exponentials a head
+    more = [size * shape.hidden] * 2 + [size * shape.q_width, 4 * shape.num_heads]
+    return more if policy == "offload-attention" else []
+
+
+def moved_bytes(shape: ModelShape, settings: TrainingMemory, policies: Policies) -> int:
+    """Returns the bytes that go to the host in a forward, and come back in its backward."""
+    size, tokens = DTYPE_BYTES[settings.compute_dtype], settings.batch_size * settings.row_tokens
+    return tokens * sum(sum(_moved(shape, policy, size)) for policy in policies.activations)
 
 
 def pinned_bytes(shape: ModelShape, settings: TrainingMemory, policies: Policies) -> int:
-    """Returns the bytes of the host's memory that the layers' states take, pinned."""
+    """Returns the bytes of the host's memory that they take, pinned: each tensor a power of two."""
     size, tokens = DTYPE_BYTES[settings.compute_dtype], settings.batch_size * settings.row_tokens
-    return tokens * sum(moved_token_bytes(shape, policy, size) for policy in policies.activations)
+    each = [tokens * own for policy in policies.activations for own in _moved(shape, policy, size)]
+    return sum(1 << (number - 1).bit_length() for number in each)
 
 
 def _loss(shape: ModelShape, tokens: int, size: int) -> int:

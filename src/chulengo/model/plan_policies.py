@@ -2,10 +2,10 @@
 
 The policies form one list, fastest first, and the first that fits is taken. Between "selective" and what is computed
 again it goes layer by layer, so that memory is filled and not more. Layers that are computed again move as much to the
-host as its bus carries beside their work: attention's output and both streams ("offload-attention"), or only their
-input ("offload") in FP8, where there is less to hide behind, and where the host has no room for more. Full means full:
-whatever is chosen leaves the allocator its slack, and only when not even the leanest policies do is a run started
-without it.
+host as an H200's bus carries beside their work: attention's output and both streams ("offload-attention"), or only
+their input ("offload") in FP8, where there is less to hide behind, and where the host has no room for more. A slower
+bus is not asked for: who has one sets "offload". Full means full: whatever is chosen leaves the allocator its slack,
+and only when not even the leanest policies do is a run started without it.
 
 A CPU has no card to fill and no plan that was measured: there the reference engine's plan decides, which needs more
 for the same rows. Activations are kept where that fits, and the matrices where they fit beside it.
@@ -33,8 +33,8 @@ from chulengo.model.plan_memory import DTYPE_BYTES, Plan, TrainingMemory
 from chulengo.model.plan_shapes import ModelShape, read_shape
 
 GRAPH_TOKENS = 2048  # up to here a step is bound by launches, and a graph pays (H200: 512 tokens 390 -> 65 ms)
-LEANER = 0.9  # of what ran out of memory; the plan's memory is within 3 % of what is used
-HOST_SHARE = 0.5  # of the host's free memory that may be pinned for what layers could compute again
+LEANER = 0.9  # of what ran out of memory; the plan's memory is within 1 % of what is used
+PINNED_SHARE = 0.5  # of the host's free memory that may be pinned for what layers could compute again
 SETTING = {  # what the user types to insist on a policy
     "weights": "model.weights_policy", "activations": "model.activations_policy",
     "embeddings": "model.embeddings_policy", "graphs": "model.graphs",
@@ -214,7 +214,7 @@ def _candidates(
         policies = Policies(weights, activations, where, graphs)
         crowded = (
             wanted.activations == "auto" and "offload-attention" in activations and host_bytes is not None
-            and pinned_bytes(shape, settings, policies) > HOST_SHARE * host_bytes
+            and pinned_bytes(shape, settings, policies) > PINNED_SHARE * host_bytes
         )  # fmt: skip
         if policies not in seen and not crowded:
             seen.add(policies)

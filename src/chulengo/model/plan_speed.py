@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chulengo.model.plan_fast import RECOMPUTED, Policies, pinned_bytes
+from chulengo.model.plan_fast import RECOMPUTED, Policies, moved_bytes
 from chulengo.model.plan_memory import DTYPE_BYTES, TrainingMemory
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
 
@@ -36,7 +36,7 @@ FP8_DEQUANTISE_SHARE = 0.23
 FP8_LAUNCHES = 1.18
 # copies to the host while the device computes, fitted to steps of 4 x 2,048 tokens with two streams and attention's
 # output moved (in FP8 0.10 s longer than the forward, in bf16 hidden); the way back has the longer backward
-HOST_SHARE = 0.58
+BUS_SHARE = 0.58
 FORWARD_SHARE = 0.45  # of a step in which nothing is computed again; all of it again takes 0.78 of that
 # host seconds a layer, forward and backward, of a step without a graph: 0.2029 s for 32 layers (2 x 1,024 tokens)
 LAUNCH_SECONDS = 6.3e-3
@@ -51,13 +51,13 @@ class DeviceRates:
     Attributes:
         product_flops: bf16 products, FLOP/s, sustained.
         copy_bytes: bytes/s read and written by a copy on the device.
-        host_bytes: bytes/s of a copy to pinned memory of the host, or from it.
+        bus_bytes: bytes/s of a copy to pinned memory of the host, or from it.
         source: where the numbers are from, in words.
     """
 
     product_flops: float
     copy_bytes: float
-    host_bytes: float
+    bus_bytes: float
     source: str
 
 
@@ -139,7 +139,7 @@ def predict_step(
     if policies.fp8:
         launches *= FP8_LAUNCHES
     parts["waiting for launches"] = max(0.0, launches - sum(parts.values()))
-    copied = pinned_bytes(shape, settings, policies) / (HOST_SHARE * rates.host_bytes)  # in each direction
+    copied = moved_bytes(shape, settings, policies) / (BUS_SHARE * rates.bus_bytes)  # in each direction
     forward = FORWARD_SHARE * sum(parts.values()) / (1 + 0.78 * FORWARD_SHARE * again)
     parts["waiting for the host's memory"] = max(0.0, copied - forward)
     return StepTime(parts, tokens)

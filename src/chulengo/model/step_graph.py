@@ -67,9 +67,10 @@ class RepeatedWork:
             self._work()
             return
         if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with captured(self._graph):
+            graph = torch.cuda.CUDAGraph()
+            with captured(graph):
                 self._work()
+            self._graph = graph
         self._graph.replay()
 
 
@@ -109,8 +110,8 @@ class StepGraphs:
             step.graph.replay()
             nll = step.nll
         else:
-            self._seen.add(key)
             nll = self._first(inputs, embedded_TD, seed_1)
+            self._seen.add(key)
         self.serial += 1
         differentiable: Tensor = _Replayed.apply(self._flat.parameter, nll, self)  # type: ignore[no-untyped-call]
         return differentiable

@@ -87,3 +87,27 @@ def test_another_layout_is_refused() -> None:
     _, kept = call.forward(attend, *inputs(stacked=True))
     with pytest.raises(AssertionError, match="laid out"):
         call.again(kept, *inputs(stacked=False))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_left_of_a_call_without_its_backward(fails: bool) -> None:
+    """A backward that is broken off, or never comes, must not hold memory: the run may go on leaner."""
+    q, k, v = inputs(stacked=True)
+    call = KeptAttention()
+    _, kept = call.forward(attend, q, k, v)
+    # after an error some nodes of autograd's stay, and the empty exchange with them
+    gone = [weakref.ref(x) for x in (kept if fails else (call._exchange, *kept))]
+    if fails:
+        lost = list(kept)
+        output = call.again(lost, *(x.detach().requires_grad_() for x in inputs(stacked=True)))
+        lost.clear()
+        raised = False
+        try:  # not `pytest.raises`, which holds the error, and that its frames
+            output.backward(torch.ones(97, 4, 16))
+        except IndexError:
+            raised = True
+        assert raised
+        del output
+    del q, k, v, kept, call
+    gc.collect()
+    assert [each() for each in gone] == [None] * len(gone)

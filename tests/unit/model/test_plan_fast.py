@@ -152,6 +152,9 @@ def test_the_host_has_to_have_room() -> None:
     shape, settings = shape_of("7b"), TrainingMemory(4, 2048, optimizer="adamw_8bit")
     moved = pinned_bytes(shape, settings, Policies("stream", ("offload-attention",) * 32))
     assert moved == 32 * 8192 * (3 * 4096 * 2 + 32 * 4)  # two streams, attention's output, a float32 a head
+    wider = shape_of("13b")  # 5,120 wide, where 80 MB take 128; 40 float32 where 1.25 MB take 2
+    each = [1 << 27] * 3 + [1 << 21]
+    assert pinned_bytes(wider, settings, Policies("stream", ("offload-attention",) * 40)) == 40 * sum(each)
     more, less = "offload-attention", "offload"
     for host_bytes, policy in ((None, more), (2 * moved, more), (2 * moved - 1, less)):
         found = choose_policies(shape, settings, 8 * GIB, host_bytes=host_bytes)
@@ -187,7 +190,7 @@ def test_waiting_for_the_host() -> None:
     shape, settings = shape_of("7b"), TrainingMemory(4, 2048, optimizer="adamw_8bit")
     less, more = (Policies("stream", (policy,) * 32) for policy in ("offload", "offload-attention"))
     waiting = "waiting for the host's memory"
-    slow = replace(H200, host_bytes=H200.host_bytes / 4)
+    slow = replace(H200, bus_bytes=H200.bus_bytes / 4)
     assert predict_step(shape, settings, less, H200).parts[waiting] == 0
     assert predict_step(shape, settings, more, H200).seconds < predict_step(shape, settings, less, H200).seconds
     assert predict_step(shape, settings, more, slow).seconds > predict_step(shape, settings, less, slow).seconds
