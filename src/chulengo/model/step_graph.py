@@ -67,10 +67,10 @@ class RepeatedWork:
             self._work()
             return
         if self._graph is None:
-            graph = torch.cuda.CUDAGraph()
-            with captured(graph):
+            fresh = torch.cuda.CUDAGraph()
+            with captured(fresh):
                 self._work()
-            self._graph = graph
+            self._graph = fresh
         self._graph.replay()
 
 
