@@ -79,8 +79,11 @@ def test_fp8_on_the_fused_kernels(folder: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("lora", [{}, {"dropout": 0.2}, {"dora": True}], ids=["folded", "dropout", "dora"])
+@pytest.mark.parametrize("steps", [(1, 1, 3, 2), (3, 1, 1, 2)], ids=["alone first", "accumulated first"])
 @pytest.mark.parametrize("activations", ["keep", "full", "offload", "offload-attention"])
-def test_graphs_replay_the_step(folder: Path, activations: str, lora: dict[str, Any]) -> None:
+def test_graphs_replay_the_step(
+    folder: Path, activations: str, lora: dict[str, Any], steps: tuple[int, ...]
+) -> None:
     settings = {"device": "cuda", "compute_dtype": "bfloat16", "activations": activations}
     plain, graphed = (
         make_fast(folder, **settings, graphs=graphs, lora=lora) for graphs in (False, True)
@@ -89,8 +92,7 @@ def test_graphs_replay_the_step(folder: Path, activations: str, lora: dict[str, 
     for model in (plain, graphed):
         randomise(model.named_parameters())
         model.train()
-    # without a graph and captured over gradients that are its own, replayed over those, alone, again
-    for accumulated in (3, 1, 1, 2):
+    for accumulated in steps:  # without a graph, captured, and replayed, over gradients that are its own or are not
         found = []
         for model in (plain, graphed):
             total = torch.zeros((), device="cuda")

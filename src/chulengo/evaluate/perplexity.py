@@ -38,7 +38,7 @@ DEFINITION = (
     "renderer trains (answers and their end-of-turn token unless told otherwise), each given all tokens before it."
 )
 MAX_MEAN_NATS = math.log(1e300)
-BATCH_TOKENS = 8192  # at once: more would take more memory than a lean training on the same rows
+BATCH_TOKENS = 8192  # at once, as in a step of training: four rows of 2,048
 
 
 @dataclass(frozen=True, slots=True)

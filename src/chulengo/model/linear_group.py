@@ -360,7 +360,7 @@ def add_factor_gradients(
 
     Args:
         x_TI: the input, as in the forward; None only where no map of the group has an adapter.
-        h_TS: as `factor_gradients` takes it, and so on.
+        h_TS: x Aᵀ, where the forward made and kept it.
         dy_TO: gradient of `multiply`'s result.
         u_TS: `rank_gradient` of it.
         group: the maps.
@@ -370,28 +370,17 @@ def add_factor_gradients(
     """  # fmt: skip
     if x_TI is None or matrices.form is None:
         return
-    of_pairs, of_magnitudes = factor_gradients(x_TI, h_TS, dy_TO, u_TS, group, matrices, seed, y_TO)
+    of_pairs, of_magnitudes = _factor_gradients(x_TI, h_TS, dy_TO, u_TS, group, matrices, seed, y_TO)
     pairs = [pair for pair in group.factors if pair is not None]
     _add_to([factor for pair in pairs for factor in (pair.a_RI, pair.b_OR)], of_pairs, matrices.form.scale)
     _add_to([pair.magnitude_O for pair in pairs if pair.magnitude_O is not None], of_magnitudes, 1.0)
 
 
-def factor_gradients(
+def _factor_gradients(
     x_TI: Tensor, h_TS: Tensor | None, dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup, matrices: Matrices,
-    seed: MaskSeed | None, y_TO: Tensor | None = None,
+    seed: MaskSeed | None, y_TO: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns the gradients of A and B of every adapted map, without the scale s in them, and of the magnitudes.
-
-    Args:
-        x_TI: the input, as in the forward.
-        h_TS: x Aᵀ, where the forward made and kept it.
-        dy_TO: gradient of `multiply`'s result.
-        u_TS: `rank_gradient` of it.
-        group: the maps.
-        matrices: as in the forward.
-        seed: as in the forward.
-        y_TO: `multiply`'s result, for magnitudes.
-    """  # fmt: skip
+    """Returns the gradients of A and B of every adapted map, without the scale s in them, and of the magnitudes."""
     form, copies = matrices.form, group.copies
     if form is None or copies is None:
         return [], []

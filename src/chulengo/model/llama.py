@@ -64,9 +64,9 @@ from chulengo.model.linear_group import (
 from chulengo.model.llama_weights import LlamaLayer, LlamaWeights
 from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs
+from chulengo.model.plan_fast import RECOMPUTED
 
 ACTIVATION_POLICIES = ("keep", "selective", "full", "offload", "offload-attention")
-RECOMPUTED = ("full", "offload", "offload-attention")
 
 # (layer's index, q_TNH, k_TKH, v_TKH) -> [T, N, H]
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
