@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from chulengo.kernels.reference import nf4
+from chulengo.model.allocator import LastingMemory, let_segments_grow
 from chulengo.model.fast import FastModel, load_fast
 from chulengo.model.linear_group import Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape
@@ -49,13 +50,18 @@ def shape_of(name: str, layers: int | None, context: int) -> LlamaShape:
 class RandomTensors:
     """Gives normal values where `model.nf4_weights.StoredTensors` gives a file's."""
 
-    def __init__(self, device: torch.device, *, quantize: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self, device: torch.device, *, quantize: bool, dtype: torch.dtype, lasting: LastingMemory
+    ) -> None:
         """Seeds its own generator."""
-        self.device, self.quantize, self.dtype = device, quantize, dtype
+        self.device, self.quantize, self.dtype, self.lasting = device, quantize, dtype, lasting
         self.generator = torch.Generator(device).manual_seed(0)
 
     def plain(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Returns ones for a norm, else values with the spread that transformers begins with."""
+        return self.lasting.keep(self._made(shape))
+
+    def _made(self, shape: tuple[int, ...]) -> Tensor:
         if len(shape) == 1:
             return torch.ones(shape, dtype=self.dtype, device=self.device)
         values = torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -63,15 +69,20 @@ class RandomTensors:
 
     def linear(self, name: str, shape: tuple[int, int]) -> nf4.NF4Weight | Tensor:
         """Returns a weight, in NF4 when asked for."""
-        weight = self.plain(name, shape)
-        return nf4.quantize(weight, double_quant=True) if self.quantize else weight
+        weight = self._made(shape)
+        if not self.quantize:
+            return self.lasting.keep(weight)
+        return nf4.quantize(weight, double_quant=True).placed(self.lasting.keep)
 
 
 def random_model(shape: LlamaShape, device: torch.device, *, weights: str, activations: tuple[str, ...],
                  dtype: torch.dtype, host_embeddings: bool = False, graphs: bool = False,
                  backend: str = "auto") -> FastModel:  # fmt: skip
     """Returns a model of random weights."""
-    stored: Any = RandomTensors(device, quantize=True, dtype=dtype)
+    lasting = LastingMemory(device)
+    moves = weights == "resident-fp8"  # what leaves the device again is not kept apart
+    loading = LastingMemory(torch.device("cpu")) if moves else lasting
+    stored: Any = RandomTensors(device, quantize=True, dtype=dtype, lasting=loading)
     sizes = shape.sizes
     layers = [read_layer(stored, shape, index) for index in range(sizes.num_layers)]
     vocabulary = (sizes.vocab, sizes.hidden)
@@ -79,7 +90,7 @@ def random_model(shape: LlamaShape, device: torch.device, *, weights: str, activ
                           stored.plain("", vocabulary))  # fmt: skip
     if host_embeddings:
         loaded.embedding_VD = loaded.embedding_VD.cpu()
-    matrices = Matrices(policy=weights, dtype=dtype, backend=backend)
+    matrices = Matrices(policy=weights, dtype=dtype, backend=backend, lasting=lasting)
     return FastModel(loaded, shape, matrices, name="random", device=device, activations=activations, backend=backend,
                      graphs=graphs)  # fmt: skip
 
@@ -217,6 +228,7 @@ def profile(step: Any, lines: int) -> None:
 
 def main() -> None:
     """Runs one variant."""
+    let_segments_grow()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--model", help="a folder with weights of this shape; without it they are random")

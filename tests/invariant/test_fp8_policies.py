@@ -174,3 +174,28 @@ def test_a_refused_adapter_changes_nothing(family_folder: Callable[[str], Path],
     with pytest.raises(ConfigError, match="no adapter with dropout"):
         model.load_adapter(tmp_path, trainable=True)
     assert_equal_tensors(before, outcome(model))
+
+
+def test_host_copies_are_made_ahead(family_folder: Callable[[str], Path]) -> None:
+    def lists(name: str) -> list[list[int]]:
+        # nobody asks for the gradient of what the first maps read, so theirs stay
+        return [[id(weight) for weight in getattr(group, name)] for group in model._groups[1:]]
+
+    model = model_of(family_folder("qwen 3"), weights="resident-fp8")
+    ahead = lists("host_weights")
+    assert all(ahead)
+    assert lists("weights") != ahead
+    first = outcome(model)
+    assert lists("weights") == ahead
+    assert not any(lists("host_weights"))
+    assert_equal_tensors(first, outcome(model_of(family_folder("qwen 3"), weights="resident-fp8")))
+
+
+def test_weights_come_back_for_another_adapter(family_folder: Callable[[str], Path]) -> None:
+    lora: dict[str, Any] = {"rank": 4, "alpha": 8, "seed": 3}
+    fresh, used = (model_of(family_folder("qwen 3"), weights="resident-fp8") for _ in range(2))
+    outcome(used)
+    for model in (fresh, used):
+        model.attach_lora(**lora)
+        randomise(model.named_parameters(), seed=7)
+    assert_equal_tensors(outcome(fresh), outcome(used))

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import chulengo
 from chulengo.errors import ChulengoError, nearest
+from chulengo.model.allocator import let_segments_grow
 
 VERBS = {
     "demo": "the whole loop on the embedded nano model, on a CPU, in minutes",
@@ -48,6 +49,7 @@ REFUSALS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit status: 0 done, 2 a mistake that the user can mend."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    let_segments_grow()
     try:
         return _dispatch(words)
     except ChulengoError as error:

@@ -21,7 +21,7 @@ To answer and to be scored it has what the token engine and the scores ask of a 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from chulengo.data.batches import IGNORE
 from chulengo.errors import ConfigError, ModelError
 from chulengo.kernels import ops
 from chulengo.model import llama
+from chulengo.model.allocator import LastingMemory
 from chulengo.model.decode import FastDecoding, StepMemory
 from chulengo.model.dora import check_norm
 from chulengo.model.dropout import step_seed
@@ -44,11 +45,19 @@ from chulengo.model.linear_group import LoraForm, Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
 from chulengo.model.load import resolve_device, resolve_dtype
-from chulengo.model.lora import adapter_settings, attach_fresh, lora_form, named_factors, read_adapter, write_adapter
+from chulengo.model.lora import (
+    adapter_settings,
+    attach_fresh,
+    draw_fresh,
+    lora_form,
+    named_factors,
+    read_adapter,
+    write_adapter,
+)
 from chulengo.model.lora_settings import ALL_LINEAR, LoraSettings, lora_settings
 from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs, pack_batch, pack_sequences
-from chulengo.model.rehearsal import compile_step, few_tokens
+from chulengo.model.rehearsal import beside, compile_step, few_tokens
 from chulengo.model.step_graph import RepeatedWork, StepGraphs, filled
 
 TARGETS_AT_ONCE = 2048  # in `target_nll`: x 32,000 pieces x 4 bytes: 262 MB
@@ -128,11 +137,11 @@ class FastModel:
             train_head=train_head, train_embeddings=train_embeddings,
         )
         adapter_form = lora_form(settings, form, fp8=self._matrices.fp8 is not None)
-        attach_fresh(self._groups, settings, seed=seed, device=self.device)
+        attach_fresh(self._groups, settings, device=self.device)
         self.dropout_seed, self.micro_step = seed, 0
         if settings.dora:
             self._begin_magnitudes()
-        self._adapted(settings, adapter_form)
+        self._adapted(settings, adapter_form, lambda: draw_fresh(self._groups, seed))
 
     def load_adapter(self, folder: Path, *, trainable: bool = False, form: str = "auto") -> None:
         """Gives the model the adapter of a folder, in PEFT's files.
@@ -296,14 +305,16 @@ class FastModel:
             "max_seq_tokens": str(self.shape.max_seq_tokens),
         }
 
-    def _adapted(self, settings: LoraSettings, form: LoraForm) -> None:
+    def _adapted(self, settings: LoraSettings, form: LoraForm, *meanwhile: Callable[[], None]) -> None:
+        """Takes the factors that the groups have now; `meanwhile` runs while kernels are compiled."""
         self.lora = settings
         trainable = [value for value in self.named_parameters().values() if value.requires_grad]
         self._flat = FlatFactors(trainable) if trainable else None
         self._matrices.form = form
         self._step_memory = None
         if trainable:
-            self.prepare()  # before the refresh, which launches kernels too
+            with beside(*meanwhile, lambda: self._matrices.copy_to_host(self._groups)):
+                self.prepare()  # before the refresh, which launches kernels too
         self._forget_matrices()
 
     def _forget_matrices(self) -> None:
@@ -426,7 +437,8 @@ def load_fast(
     policies = _layer_policies(activations, shape.sizes.num_layers)
     if weights in FP8_POLICIES:
         check_fp8(shape.sizes, place)
-    matrices = Matrices(policy=weights, dtype=dtype, backend=backend)
+    lasting = LastingMemory(place)
+    matrices = Matrices(policy=weights, dtype=dtype, backend=backend, lasting=lasting)
     _check_embeddings(embeddings, shape)
     if graphs and place.type != "cuda":
         raise ConfigError(f"CUDA graphs were asked for on {place}.", allowed="CUDA devices")
@@ -439,6 +451,8 @@ def load_fast(
     loaded = load_llama_weights(
         folder, shape, quantize=_quantizes(config, quantization), double_quant=double_quant, dtype=dtype, device=place,
         embeddings_on_host=embeddings == "host",
+        # those that the copies replace in the first backward leave their memory to everything
+        lasting=None if weights == "resident-fp8" else lasting,
     )
     return FastModel(
         loaded, shape, matrices, name=name or str(folder), device=place, activations=policies, backend=backend,

@@ -25,6 +25,7 @@ Legend: T tokens, I in features, O out features of all maps of a group together,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ from chulengo.kernels import ops
 from chulengo.kernels.columns import num_columns
 from chulengo.kernels.reference import nf4
 from chulengo.kernels.reference.fp8 import AdapterCopies, ColumnTable
+from chulengo.model.allocator import LastingMemory
 from chulengo.model.plan_shapes import ModelShape
 
 FP8_POLICIES = ("stream-fp8", "resident-fp8")
@@ -95,6 +97,7 @@ class Fp8Group:
 
     Attributes:
         weights: [O_j, I] each, the linear group's own list; in the host's memory while both copies are kept.
+        host_weights: the linear group's list of their copies there, made ahead, or empty.
         scale_O1: float32, of the rows of all maps.
         scale_I1: float32, of the columns, the largest of all maps.
         adapter: or None.
@@ -103,6 +106,7 @@ class Fp8Group:
     """
 
     weights: list[nf4.NF4Weight | Tensor]
+    host_weights: list[nf4.NF4Weight | Tensor]
     scale_O1: Tensor
     scale_I1: Tensor
     adapter: Fp8Adapter | None = None
@@ -116,13 +120,15 @@ class Fp8Group:
 
     def move_weights(self, device: torch.device) -> None:
         """Moves the weights, for everybody who has the list."""
-        self.weights[:] = [weight.to(device) for weight in self.weights]
+        ready = list(self.host_weights) if device.type == "cpu" else []
+        self.host_weights.clear()
+        self.weights[:] = ready or [weight.to(device) for weight in self.weights]
 
 
-def fp8_group(weights: list[nf4.NF4Weight | Tensor]) -> Fp8Group:
+def fp8_group(weights: list[nf4.NF4Weight | Tensor], host_weights: list[nf4.NF4Weight | Tensor]) -> Fp8Group:
     """Returns a group with the scales of its weights, without an adapter."""
     rows, columns = zip(*(_scales(weight) for weight in weights), strict=True)
-    return Fp8Group(weights, torch.cat(rows), torch.stack(columns).amax(0))
+    return Fp8Group(weights, host_weights, torch.cat(rows), torch.stack(columns).amax(0))
 
 
 def check_fp8(shape: ModelShape, place: torch.device) -> None:
@@ -158,9 +164,12 @@ def column_table(widths: Sequence[int], ranks: Sequence[int], device: torch.devi
 class Fp8Matrices:
     """Makes the copies of groups, by the policy, and multiplies by them."""
 
-    def __init__(self, *, resident: bool, dtype: torch.dtype, backend: str) -> None:
-        """Holds nothing yet; the buffer grows to the largest copy at first use."""
+    def __init__(
+        self, *, resident: bool, dtype: torch.dtype, backend: str, lasting: LastingMemory | None = None
+    ) -> None:
+        """Holds nothing yet; the buffer grows to the largest copy at first use. Kept copies go to `lasting`."""
         self.resident, self.dtype, self.backend = resident, dtype, backend
+        self._held = nullcontext if lasting is None else lasting.held
         self._buffer: Tensor | None = None
 
     def rows(self, x_TK: Tensor, group: Fp8Group) -> Rows:
@@ -219,7 +228,8 @@ class Fp8Matrices:
         shape = (num_in, num_out + group.columns) if transposed else (num_out, num_in + group.columns)
         device = group.scale_O1.device
         if self.resident:
-            copy = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
+            with self._held():
+                copy = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
         else:
             if self._buffer is None or self._buffer.numel() < shape[0] * shape[1]:
                 self._buffer = torch.empty(shape[0] * shape[1], dtype=torch.float8_e4m3fn, device=device)

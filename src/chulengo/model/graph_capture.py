@@ -24,6 +24,9 @@ def captured(
         graph: a new one.
         pool: of the memory, another graph's; None: its own.
         stream: to capture on; None: PyTorch's own for that.
+
+    Raises:
+        OutOfMemoryError: no room for what the block launches. The capture's own end fails then too, and says less.
     """
     torch.cuda.synchronize()
     collects = gc.isenabled()
@@ -31,6 +34,10 @@ def captured(
     try:
         with torch.cuda.graph(graph, pool=pool, stream=stream):
             yield
+    except torch.AcceleratorError as error:
+        if isinstance(error.__context__, torch.OutOfMemoryError):
+            raise error.__context__ from None
+        raise
     finally:
         if collects:
             gc.enable()

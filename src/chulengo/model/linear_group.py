@@ -34,7 +34,8 @@ Legend: T tokens, I in features, O out features of all maps of a group together,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ from chulengo.errors import ConfigError
 from chulengo.kernels import ops
 from chulengo.kernels.reference.fp8 import empty_copies
 from chulengo.kernels.reference.nf4 import NF4Weight
+from chulengo.model.allocator import LastingMemory
 from chulengo.model.dora import Rescaling, empty_rescaling, row_norms
 from chulengo.model.dropout import MaskSeed
 from chulengo.model.fp8_products import FP8_POLICIES, Fp8Adapter, Fp8Group, Fp8Matrices, Rows, column_table, fp8_group
@@ -86,6 +88,7 @@ class LinearGroup:
         resident_OI: the matrix of all maps, where the policy keeps it.
         copies: of the factors; None before the first `Matrices.refresh`.
         fp8: the group in e4m3, where the policy multiplies in it.
+        host_weights: copies of the weights in the host's memory, made before they are wanted there, or none.
     """
 
     names: tuple[str, ...]
@@ -95,6 +98,7 @@ class LinearGroup:
     resident_OI: Tensor | None = None
     copies: FactorCopies | None = None
     fp8: Fp8Group | None = None
+    host_weights: list[NF4Weight | Tensor] = field(default_factory=list)
 
     @property
     def widths(self) -> list[int]:
@@ -138,15 +142,25 @@ class LoraForm:
 class Matrices:
     """Makes the matrix of a group for a product, by the weights policy."""
 
-    def __init__(self, *, policy: str, dtype: torch.dtype, backend: str) -> None:
-        """Holds nothing yet; the buffer grows to the largest group at first use."""
+    def __init__(
+        self, *, policy: str, dtype: torch.dtype, backend: str, lasting: LastingMemory | None = None
+    ) -> None:
+        """Holds nothing yet; the buffer grows to the largest group at first use.
+
+        Args:
+            policy: one of `WEIGHT_POLICIES`.
+            dtype: of products.
+            backend: of the kernels.
+            lasting: where resident matrices go; None: where all other tensors are.
+        """
         if policy not in WEIGHT_POLICIES:
             raise ConfigError(f"The weights policy is {policy!r}.", allowed=", ".join(WEIGHT_POLICIES))
         self.policy, self.dtype, self.backend = policy, dtype, backend
+        self._held = nullcontext if lasting is None else lasting.held
         self.form: LoraForm | None = None
         self.fp8: Fp8Matrices | None = None
         if policy in FP8_POLICIES:
-            self.fp8 = Fp8Matrices(resident=policy == "resident-fp8", dtype=dtype, backend=backend)
+            self.fp8 = Fp8Matrices(resident=policy == "resident-fp8", dtype=dtype, backend=backend, lasting=lasting)
         self._buffer: Tensor | None = None
 
     def rows(self, x_TK: Tensor, group: LinearGroup) -> Rows | None:
@@ -156,8 +170,17 @@ class Matrices:
     def fp8_of(self, group: LinearGroup) -> Fp8Group:
         """Returns the group in e4m3, made at first use."""
         if group.fp8 is None:
-            group.fp8 = fp8_group(group.weights)
+            group.fp8 = fp8_group(group.weights, group.host_weights)
         return group.fp8
+
+    def copy_to_host(self, groups: Iterable[LinearGroup]) -> None:
+        """Copies the weights that are to wait in the host's memory, where the policy wants that.
+
+        3.4 GB of Llama 2 7B take 2 s of the first step, or of a thread while the host compiles kernels.
+        """
+        for group in groups if self.policy == "resident-fp8" else ():
+            if not group.host_weights:
+                group.host_weights.extend(weight.to("cpu") for weight in group.weights)
 
     @property
     def folded(self) -> bool:
@@ -244,7 +267,8 @@ class Matrices:
 
     def _written(self, group: LinearGroup, out_OI: Tensor | None, *, rescaled: bool = True) -> Tensor:
         if out_OI is None:
-            out_OI = torch.empty((sum(group.widths), group.in_features), dtype=self.dtype, device=_device(group))
+            with self._held():
+                out_OI = torch.empty((sum(group.widths), group.in_features), dtype=self.dtype, device=_device(group))
         parts = torch.split(out_OI, group.widths)
         for index, (part, weight) in enumerate(zip(parts, group.weights, strict=True)):
             copies = group.copies if self.folded else None

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from chulengo.model.allocator import LastingMemory
 from chulengo.model.linear_group import LinearGroup
 from chulengo.model.llama_shape import LlamaShape
 from chulengo.model.nf4_weights import StoredTensors
@@ -67,7 +68,7 @@ class LlamaWeights:
 
 def load_llama_weights(
     folder: Path, shape: LlamaShape, *, quantize: bool, double_quant: bool, dtype: torch.dtype, device: torch.device,
-    embeddings_on_host: bool = False,
+    embeddings_on_host: bool = False, lasting: LastingMemory | None = None,
 ) -> LlamaWeights:
     """Returns the weights of a folder on a device, linear maps quantised to NF4 on the way when `quantize`.
 
@@ -79,12 +80,15 @@ def load_llama_weights(
         dtype: compute dtype.
         device: where the weights go.
         embeddings_on_host: leave the embeddings in the host's memory.
+        lasting: where weights go on the device; None: where all other tensors are.
 
     Raises:
         ModelError: the files do not hold exactly this model.
     """
     sizes = shape.sizes
-    stored = StoredTensors(folder, dtype=dtype, device=device, quantize=quantize, double_quant=double_quant)
+    stored = StoredTensors(
+        folder, dtype=dtype, device=device, quantize=quantize, double_quant=double_quant, lasting=lasting
+    )
     with stored:
         place = torch.device("cpu") if embeddings_on_host else None
         embedding_VD = stored.plain("model.embed_tokens.weight", (sizes.vocab, sizes.hidden), device=place)

@@ -23,6 +23,7 @@ from torch import Tensor
 from chulengo.errors import ModelError
 from chulengo.kernels.applies import KernelError
 from chulengo.kernels.reference import nf4
+from chulengo.model.allocator import LastingMemory
 from chulengo.model.folder import weight_files
 from chulengo.model.llama_shape import refuse
 
@@ -33,7 +34,10 @@ SUPERFLUOUS = ("rotary_emb.inv_freq",)
 class StoredTensors:
     """The tensors of a model folder, by name; opened with `with`."""
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype, device: torch.device, quantize: bool, double_quant: bool):
+    def __init__(
+        self, folder: Path, *, dtype: torch.dtype, device: torch.device, quantize: bool, double_quant: bool,
+        lasting: LastingMemory | None = None,
+    ) -> None:
         """Opens nothing yet.
 
         Args:
@@ -42,8 +46,10 @@ class StoredTensors:
             device: where the tensors go.
             quantize: quantise linear maps to NF4 that are not quantised in the files.
             double_quant: quantise the block scales too.
+            lasting: where the tensors go on the device; None: where all others are.
         """
         self._folder, self._dtype, self._device = folder, dtype, device
+        self._lasting = lasting
         self._quantize, self._double_quant = quantize, double_quant
         self._open = contextlib.ExitStack()
         self._files: dict[str, Any] = {}
@@ -75,6 +81,9 @@ class StoredTensors:
         Raises:
             ModelError: it is missing, of another shape, or not of floats.
         """
+        return self._kept(self._brought(name, shape, device))
+
+    def _brought(self, name: str, shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
         stored = self._read(name)
         if tuple(stored.shape) != shape:
             raise ModelError(
@@ -94,8 +103,10 @@ class StoredTensors:
         prefix = f"{name}."
         parts = [key for key in self._files if key.startswith(prefix)]
         if not parts:
-            weight = self.plain(name, shape)
-            return nf4.quantize(weight, double_quant=self._double_quant) if self._quantize else weight
+            weight = self._brought(name, shape)
+            if not self._quantize:
+                return self._kept(weight)
+            return nf4.quantize(weight, double_quant=self._double_quant).placed(self._kept)
         tensors = {key.removeprefix(prefix): self._read(key).to(self._device) for key in parts}
         try:
             stored = nf4.from_state_dict(tensors | {"": self._read(name).to(self._device)})
@@ -103,7 +114,7 @@ class StoredTensors:
             raise refuse(f"{name} is quantised in a form that is not covered: {error.given}", allowed="nf4") from error
         if stored.shape != shape:
             raise ModelError(f"{name} in {self._folder} is {stored.shape}; the config says {shape}.")
-        return stored
+        return stored.placed(self._kept)
 
     def skip(self, name: str) -> None:
         """Counts a tensor as used that stands for another one: the head of a model whose head is tied."""
@@ -117,6 +128,9 @@ class StoredTensors:
                 f"{self._folder} has {len(names)} tensors that this architecture does not: {', '.join(names[:3])}"
                 f"{' …' if len(names) > 3 else ''}."
             )
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        return tensor if self._lasting is None else self._lasting.keep(tensor)
 
     def _read(self, name: str) -> Tensor:
         if name not in self._files:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -57,6 +59,16 @@ def compile_step(weights: LlamaWeights, run: Pass, activations: Sequence[str]) -
         return compiled_ahead(lambda: rehearse(weights, run, activations), workers)
     finally:
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def beside(*tasks: Callable[[], None]) -> Iterator[None]:
+    """Runs each task in a thread of its own while the block runs; they are done when it ends, or raise."""
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        running = [pool.submit(task) for task in tasks]
+        yield
+        for task in running:
+            task.result()
 
 
 def rehearse(weights: LlamaWeights, run: Pass, activations: Sequence[str]) -> None:

@@ -49,3 +49,31 @@ def test_who_had_it_off_keeps_it_off(given: list[Any]) -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+class _EndFails(contextlib.AbstractContextManager[None]):
+    def __exit__(self, *error: object) -> None:
+        raise torch.AcceleratorError("capturing stream has unjoined work")
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"), [(torch.OutOfMemoryError("no room"), "no room"), (RuntimeError("wrong"), "unjoined")]
+)
+def test_no_room_is_not_hidden_by_the_end(
+    given: list[Any], monkeypatch: pytest.MonkeyPatch, inside: Exception, said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: _EndFails())
+    with pytest.raises(RuntimeError, match=said), captured("a graph"):  # type: ignore[arg-type]
+        raise inside
+    assert gc.isenabled()
+
+
+@pytest.mark.gpu
+def test_no_room_in_a_capture() -> None:
+    side = torch.cuda.Stream()
+    with pytest.raises(torch.OutOfMemoryError), captured(torch.cuda.CUDAGraph()):
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.ones(8, device="cuda")
+        torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+    assert float(torch.ones(3, device="cuda").sum()) == 3

@@ -27,7 +27,7 @@ Legend: O out features, I in features, R adapter rank.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -87,14 +87,15 @@ class NF4Weight:
 
     def to(self, device: torch.device | str) -> NF4Weight:
         """Returns the same weight with its tensors on `device`."""
+        return self.placed(lambda tensor: tensor.to(device))
 
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device)
-
+    def placed(self, place: Callable[[Tensor], Tensor]) -> NF4Weight:
+        """Returns the same weight with every tensor as `place` returns it: elsewhere, with the same values."""
+        nested = (self.nested_absmax, self.nested_quant_map, self.offset)
         return NF4Weight(
-            self.packed.to(device), self.absmax.to(device), self.quant_map.to(device), self.shape, self.block_size,
-            self.dtype, moved(self.nested_absmax), moved(self.nested_quant_map), moved(self.offset),
-        )  # fmt: skip
+            place(self.packed), place(self.absmax), place(self.quant_map), self.shape, self.block_size, self.dtype,
+            *(None if tensor is None else place(tensor) for tensor in nested),
+        )
 
 
 def nf4_levels(device: torch.device | str = "cpu") -> Tensor:

@@ -1,0 +1,70 @@
+"""How PyTorch's allocator is used, so that little of a GPU is held and not used.
+
+The allocator keeps what was freed for the next tensor of that size. What it cannot hand out again lies between tensors
+that stay: 0.67 GiB after Llama 2 7B had been quantised, 12 % of all that a lean training holds, and a CUDA graph, whose
+memory is its own, can take none of it. Two things are done about that, both before there is anything to keep apart:
+
+- Segments grow (`expandable_segments`), so that one of each kind is enough and blocks of any size fit behind each
+  other. It is an environment variable that PyTorch reads when it first looks at a GPU.
+- What stays as long as the model does (weights, kept matrices) has memory of its own, `LastingMemory`: in the rest
+  everything goes, and the allocator can give all of it back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+GROWING = "expandable_segments:True"
+
+
+def let_segments_grow() -> None:
+    """Asks PyTorch, which must not have looked at a GPU yet, for growing segments, unless the user has set it up.
+
+    Not on Windows, where it has none, nor under it (WSL), where drivers fail at them.
+    """
+    if sys.platform != "linux" or "microsoft" in os.uname().release.lower():
+        return
+    if not any(name in os.environ for name in VARIABLES):
+        os.environ[VARIABLES[0]] = GROWING
+
+
+class LastingMemory:
+    """Memory of one device for tensors that stay as long as the model does. On a CPU it is like any other."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Takes no memory yet."""
+        self._index = 0
+        self._pool: torch.cuda.MemPool | None = None
+        if device.type == "cuda":
+            import torch
+
+            self._index = torch.cuda.current_device() if device.index is None else device.index
+            with torch.cuda.device(self._index):
+                self._pool = torch.cuda.MemPool()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Puts there what this thread allocates on the device inside the block; nothing should be freed in it."""
+        if self._pool is None:
+            yield
+            return
+        import torch
+
+        with torch.cuda.use_mem_pool(self._pool, self._index):
+            yield
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Returns a tensor that stays, moved there; one of another device as it is."""
+        if self._pool is None or tensor.device.type != "cuda":
+            return tensor
+        with self.held():
+            return tensor.clone()

@@ -1,0 +1,77 @@
+"""How PyTorch's allocator is set up, and memory of its own for what stays."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from chulengo.cli.main import main
+from chulengo.model.allocator import GROWING, VARIABLES, LastingMemory
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release="6.1.0-amd64"))
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def settings() -> list[str | None]:
+    assert main(["--version"]) == 0
+    return [os.environ.get(name) for name in VARIABLES]
+
+
+def test_segments_grow(unset: None) -> None:
+    assert settings() == [GROWING, None]
+    assert settings() == [GROWING, None]
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_what_the_user_has_set_stays(unset: None, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "max_split_size_mb:64")
+    assert settings() == [("max_split_size_mb:64" if each == name else None) for each in VARIABLES]
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin", "wsl"])
+def test_not_where_they_fail(unset: None, monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
+    if platform == "wsl":
+        monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release="5.15.90.1-microsoft-standard-WSL2"))
+    else:
+        monkeypatch.setattr(sys, "platform", platform)
+    assert settings() == [None, None]
+
+
+def test_a_cpu_has_one_memory() -> None:
+    lasting, tensor = LastingMemory(torch.device("cpu")), torch.ones(3)
+    assert lasting.keep(tensor) is tensor
+    with lasting.held():
+        assert torch.ones(2).device.type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_what_goes_leaves_no_holes(device: str) -> None:
+    def held() -> int:
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+    before, lasting, kept = held(), LastingMemory(torch.device(device)), []
+    for index in range(8):
+        made = torch.full((64 * MIB,), index, dtype=torch.uint8, device=device)
+        kept.append(lasting.keep(made[: 12 * MIB]))
+        del made
+    assert held() - before <= 8 * 2 * MIB  # what a segment is rounded to
+    assert [(int(part.min()), int(part.max())) for part in kept] == [(index, index) for index in range(8)]
+    del lasting
+    assert [int(part.max()) for part in kept] == list(range(8))
+    kept.clear()
+    assert held() - before <= 2 * MIB
