@@ -8,6 +8,7 @@ import re
 import string
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 import yaml
 
 import tiny_models
-from chulengo.evaluate import task_run
+from chulengo.evaluate import scoring, task_run
+from chulengo.model import session
 from command_kit import Capture, conversations, done, main, refused, write_lines
 
 
@@ -253,6 +255,31 @@ def test_ter_says_how_long_it_takes(tmp_path: Path, capsys: Capture) -> None:
 
 
 # ---- eval
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_the_model_is_gone_when_answers_are_scored(
+    engine: str, adapter: Path, held_out: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Any]] = []
+    alive: list[list[bool]] = []
+    opened, scored = session.open_session, scoring.score_all
+
+    def watched(*given: Any, **named: Any) -> Any:
+        found = opened(*given, **named)
+        head = found.model.weights.head_VD if engine == "fast" else found.model.get_output_embeddings().weight
+        held.extend((weakref.ref(found.model), weakref.ref(head)))
+        return found
+
+    def looking(*given: Any, **named: Any) -> Any:
+        alive.append([each() is not None for each in held])
+        return scored(*given, **named)
+
+    monkeypatch.setattr(session, "open_session", watched)
+    monkeypatch.setattr(scoring, "score_all", looking)
+    found = evaluated(capsys, tmp_path / engine, "--adapter", adapter, "--data", held_out, "--engine", engine)
+    assert alive == [[False, False]] * 2  # both sides
+    assert found["scores"]["tuned"]
 
 
 def test_base_against_tuned(adapter: Path, held_out: Path, tmp_path: Path, capsys: Capture) -> None:

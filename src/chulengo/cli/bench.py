@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not set(engines) <= set(ENGINES):
         raise ConfigError(f"--engines is {arguments.engines!r}.", allowed=", ".join(ENGINES))
     from chulengo.model.folder import context_tokens, read_config, resolve_model
+    from chulengo.model.gpu_limit import give_back_memory
     from chulengo.model.load import resolve_device, resolve_dtype
     from chulengo.model.plan_shapes import read_shape
     from chulengo.train import bench
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
               "tokens", file=sys.stderr)
         measure = bench.time_fast if engine == "fast" else bench.time_reference
         times[engine] = measure(folder, settings)
-        bench.release()
+        give_back_memory()
     bench.check_same_loss(times, settings)
     shape, limit = read_shape(config), None
     if shape is not None and not arguments.no_limit:

@@ -1,10 +1,15 @@
-"""`chulengo eval --task`: base and tuned on the same items, from the data to the table and the results file."""
+"""`chulengo eval --task`: base and tuned on the same items, from the data to the table and the results file.
+
+First the model's part, losses and answers, then the scores. The model is gone by then: an encoder that scores answers
+has the device for itself.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +36,18 @@ if TYPE_CHECKING:
     from chulengo.evaluate.task_scores import Side
     from chulengo.evaluate.tasks import Task
     from chulengo.generate.settings import GenerationSettings
-    from chulengo.model.session import Session
 
 SIDES = ("base", "tuned", "both")
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelsPart:
+    """What the model gave and what is to be said about it, by side; nothing here refers to it."""
+
+    about: dict[str, dict[str, Any]]
+    renderer: str
+    answers: dict[str, list[dict[str, Any]]]
+    losses: dict[str, Counted]
 
 
 def run_task(arguments: argparse.Namespace) -> int:
@@ -44,6 +58,7 @@ def run_task(arguments: argparse.Namespace) -> int:
     from chulengo.evaluate.task_run import Seconds
     from chulengo.evaluate.task_scores import answer_metrics
     from chulengo.evaluate.tasks import load_task
+    from chulengo.model.gpu_limit import give_back_memory
 
     check_task_arguments(arguments)
     if arguments.side == "tuned" and not arguments.adapter:
@@ -63,17 +78,17 @@ def run_task(arguments: argparse.Namespace) -> int:
         data = read_data(task, config, arguments, prompts=True)
     note_slow_metric(task, data.items)
     settings = _settings(task, arguments)
-    with seconds.measure("load_model"):
-        session = session_from(arguments, config)
     try:
-        sides = _sides(session, task, data, metrics, settings, config, path, seconds, arguments)
+        part = _models_part(task, data, settings, config, path, seconds, arguments)
+        give_back_memory()
+        sides = {name: _side(name, task, data, part, metrics, seconds, arguments) for name in part.about}
     except KeyboardInterrupt:
         if path is None:
             raise
         raise ChulengoError(
             "Stopped. What was finished is kept.", next_step="type the same again: the evaluation goes on"
         ) from None
-    results = _results(task, data, sides, settings, session, other, seconds, arguments)
+    results = _results(task, data, sides, settings, part.renderer, other, seconds, arguments)
     if path is not None:
         from chulengo.evaluate.results import write_results
 
@@ -107,13 +122,15 @@ def _settings(task: Task, arguments: argparse.Namespace) -> GenerationSettings:
     return GenerationSettings(max_new_tokens=arguments.max_new_tokens or task.max_new_tokens)
 
 
-def _sides(
-    session: Session, task: Task, data: TaskData, metrics: tuple[list[Metric], dict[str, str]],
-    settings: GenerationSettings, config: RunConfig, path: Path | None, seconds: Seconds,
+def _models_part(
+    task: Task, data: TaskData, settings: GenerationSettings, config: RunConfig, path: Path | None, seconds: Seconds,
     arguments: argparse.Namespace,
-) -> dict[str, Side]:
+) -> _ModelsPart:
+    """Loads the model, and returns its losses and answers; it is held here and nowhere else."""
     from chulengo.evaluate.task_run import Overlong, count_losses, generate_answers, model_settings, prompts_hash
 
+    with seconds.measure("load_model"):
+        session = session_from(arguments, config)
     names = ["base"] if not session.has_adapter else ["base", "tuned"] if arguments.side == "both" else [arguments.side]
     training = config.training
     overlong = Overlong(training.max_seq_tokens, training.overlong, training.allow_cut_end_of_turn)
@@ -132,10 +149,9 @@ def _sides(
             file = _file(path, f"predictions-{name}.jsonl", {**common[name], **settings.to_dict()})
             answers[name] = generate_answers(session, name, task, data.items, settings, batch_size=batch_size,
                                              file=file, seconds=seconds)
-    return {
-        name: _side(session, name, task, data, answers[name], losses.get(name), metrics, seconds, arguments)
-        for name in names
-    }
+    about = {name: {"model": session.model_name, "adapter": str(session.adapter) if name == "tuned" else None,
+                    "quantization": session.quantization, "style": session.renderer.style} for name in names}
+    return _ModelsPart(about, session.renderer.fingerprint(), answers, losses)
 
 
 def _file(path: Path | None, name: str, settings: dict[str, Any]) -> RowsFile | None:
@@ -145,13 +161,14 @@ def _file(path: Path | None, name: str, settings: dict[str, Any]) -> RowsFile | 
 
 
 def _side(
-    session: Session, name: str, task: Task, data: TaskData, answers: list[dict[str, Any]], losses: Counted | None,
-    metrics: tuple[list[Metric], dict[str, str]], seconds: Seconds, arguments: argparse.Namespace,
+    name: str, task: Task, data: TaskData, part: _ModelsPart, metrics: tuple[list[Metric], dict[str, str]],
+    seconds: Seconds, arguments: argparse.Namespace,
 ) -> Side:
     from chulengo.evaluate.scoring import score_all, score_counts
     from chulengo.evaluate.task_scores import Side, in_task_order, outcomes_of
 
     scores: list[Score] = []
+    answers, losses = part.answers[name], part.losses.get(name)
     outcomes, unread = outcomes_of(task, data.items if answers else (), said := [
         (row["answer"], row["finish_reason"]) for row in answers
     ])
@@ -165,15 +182,11 @@ def _side(
                   f"{', '.join(full[:5])}", file=sys.stderr)
         with seconds.measure("metrics"):
             scores += score_all(metrics[0], outcomes, draws=draws, seed=seed, labels=task.labels)
-    about = {
-        "model": session.model_name, "adapter": str(session.adapter) if name == "tuned" else None,
-        "quantization": session.quantization, "style": session.renderer.style,
-    }
-    return Side(about, tuple(said), outcomes, unread, (), in_task_order(task, scores), metrics[1])
+    return Side(part.about[name], tuple(said), outcomes, unread, (), in_task_order(task, scores), metrics[1])
 
 
 def _results(
-    task: Task, data: TaskData, sides: dict[str, Side], settings: GenerationSettings, session: Session,
+    task: Task, data: TaskData, sides: dict[str, Side], settings: GenerationSettings, renderer: str,
     other: tuple[str, list[Any]] | None, seconds: Seconds, arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     from chulengo.evaluate.one_answer import against_one_answer
@@ -195,7 +208,7 @@ def _results(
     return results_of(
         task, data.items, data.facts, sides,
         settings={**settings.to_dict(), "batch_size": arguments.batch_size, "draws": draws, "draws_seed": seed,
-                  "renderer": session.renderer.fingerprint()},
+                  "renderer": renderer},
         versions={**versions(), **counting_versions()}, seconds=seconds.summary(),
         command=masked(arguments.command), comparisons=comparisons, compared_with=compared_with,
         one_answer=one_answer.to_dict() if one_answer else None,

@@ -10,7 +10,6 @@ not depend on the settings, are made once.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import shutil
 import types
@@ -24,6 +23,7 @@ import yaml
 from chulengo.config import LoraConfig, RunConfig, TrainingConfig, load_config
 from chulengo.config.load import flatten
 from chulengo.errors import ConfigError
+from chulengo.model.gpu_limit import give_back_memory
 
 if TYPE_CHECKING:
     from chulengo.evaluate.search.space import Dimension
@@ -166,11 +166,12 @@ def run_trial(
             report(min(num_points, step * num_points // total), step, float(row["loss"]))
 
     shutil.rmtree(folder, ignore_errors=True)
-    _free_memory()  # not behind a trial: while the exception of a pruned one is on its way, its frames hold the model
+    # not behind a trial: while the exception of a pruned one is on its way, its frames hold the model
+    give_back_memory()
     try:
         result = finetune(config, inputs=inputs, display=None, message=message, observe=observe)
         if use is not None:
-            _free_memory()
+            give_back_memory()
             use(result)
     finally:
         if not keep_adapter:
@@ -207,15 +208,6 @@ def _short_run(config: RunConfig, folder: Path, *, eval_every: int, keep_best: b
         report_to=(),
     )
     return dataclasses.replace(config, training=training, out=str(folder))
-
-
-def _free_memory() -> None:
-    """Gives a finished trial's memory back: a model in a reference cycle would still be there when the next loads."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _is_plain(text: str) -> bool:

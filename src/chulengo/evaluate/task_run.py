@@ -2,7 +2,8 @@
 
 Answers are generated in batches of similar length, longest first. The batches are a function of the items alone, not
 of what is left to do: an evaluation that was interrupted and goes on runs the same batches as one that was not, so
-both give the same answers to the last bit. Only a batch that was torn in the middle of being written is run smaller.
+both give the same answers to the last bit. Only a batch that was torn in the middle of being written is run smaller,
+and one that is too large for the memory there is goes in parts (`model.cache_room`).
 """
 
 from __future__ import annotations

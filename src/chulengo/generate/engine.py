@@ -3,7 +3,8 @@
 Why a loop of our own beside `model.generate`: an answer must not depend on which other prompts are in its batch. Each
 item has its own random numbers (`transformers` draws for the whole batch from one stream), its own limits and its own
 end, and finished rows leave the batch (`transformers` carries them to the end as padding). Batches are made of prompts
-of similar length and results come back in the order of the input. Greedy equals `model.generate`.
+of similar length, as many as are asked for and as the model has memory for (`model.cache_room`), and results come back
+in the order of the input. Greedy equals `model.generate`.
 
 The limit of that promise: a batch of another size may use another matrix kernel, so logits differ in the last bits,
 and where two tokens are equal within that rounding another one may be chosen. In fp32 that is some 1e-6 of a logit;
@@ -13,6 +14,7 @@ in bf16 it happens now and then, in every engine.
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -128,7 +130,7 @@ def complete_all(
         prompts: token ids and how to decode. One that does not fit the model's context gets an empty answer with
             `finish_reason` context.
         settings: how to choose tokens.
-        batch_size: prompts at a time.
+        batch_size: prompts at a time; fewer where the model's `cache_tokens` do not hold so many.
         seeds: one a prompt; None: `item_seed(settings.seed, index)`.
 
     Raises:
@@ -141,8 +143,10 @@ def complete_all(
     rows = [_open(model, p, settings, seed, context) for p, seed in zip(prompts, chosen, strict=True)]
     # longest first: a batch too large for the memory fails at the start, not after an hour
     waiting = sorted((row for row in rows if row.finish_reason is None), key=lambda row: -len(row.prompt.ids))
-    for start in range(0, len(waiting), batch_size):
-        with closing(_advance(model, waiting[start : start + batch_size], settings)) as steps:
+    while waiting:
+        some = min(batch_size, _rows_at_once(model, waiting[0]))
+        batch, waiting = waiting[:some], waiting[some:]
+        with closing(_advance(model, batch, settings)) as steps:
             for _ in steps:
                 pass
     return [row.answer() for row in rows]
@@ -208,6 +212,17 @@ def _open(model: Any, prompt: Prompt, settings: GenerationSettings, seed: int, c
         if row.limit < 1 or len(prompt.ids) > context:
             row.finish_reason = "context"
     return row
+
+
+def _rows_at_once(model: Any, longest: _Row) -> int:
+    """Returns how many rows the model may hold, none with a longer prompt than this one; at least 1."""
+    limit: int | None = getattr(model, "cache_tokens", None)
+    if limit is None:
+        return sys.maxsize
+    from chulengo.model.decode import places_for
+
+    # a row that has ended is carried on as long as another
+    return max(1, limit // places_for(len(longest.prompt.ids) + longest.limit))
 
 
 def _advance(model: Any, rows: list[_Row], settings: GenerationSettings) -> Generator[None, None, None]:

@@ -17,7 +17,8 @@ replayed. That saves the host's time for launching. Memory and graphs stay with 
 attention reads the places that are in use only.
 
 Limits. A row that has ended, but has not left yet, is computed with the others; at the model's last position it stays
-there, and its logits mean nothing. The cache holds every place of the longest row for all rows.
+there, and its logits mean nothing. The cache holds every place of the longest row for all rows: who makes batches asks
+`places_for` how many those are, and keeps within what `model.cache_room` allows.
 
 Legend: T tokens of all prompts, B rows, S places, N query heads, K key heads, G = N / K, H head size, V vocabulary.
 """
@@ -54,6 +55,11 @@ Forward = Callable[[PackedInputs, Attention, Tensor | None], Tensor]
 def cache_bytes(sizes: ModelShape, dtype: torch.dtype, num_tokens: int) -> int:
     """Returns the bytes that a cache of this many tokens takes, of all rows together."""
     return 2 * sizes.num_layers * sizes.kv_width * num_tokens * dtype.itemsize
+
+
+def places_for(num_tokens: int) -> int:
+    """Returns how many places of the cache a row of so many tokens takes, in a batch with none longer."""
+    return -(-num_tokens // PLACE_STEP) * PLACE_STEP
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +153,7 @@ class FastDecoding:
 
     def __init__(
         self, forward: Forward, sizes: ModelShape, memory: StepMemory, *, max_tokens: int, device: torch.device,
-        backend: str, graphs: bool,
+        backend: str, graphs: bool, prompt_tokens: int | None = None,
     ) -> None:
         """Holds nothing yet.
 
@@ -159,9 +165,11 @@ class FastDecoding:
             device: of the model.
             backend: of the kernels.
             graphs: replay steps as CUDA graphs.
+            prompt_tokens: prompts are read at most so many tokens at a time, but always one; None: `PROMPT_TOKENS`.
         """
         self._forward, self._sizes, self._memory, self._max_tokens = forward, sizes, memory, max_tokens
         self._device, self._backend, self._graphs = device, backend, graphs
+        self._most_read = PROMPT_TOKENS if prompt_tokens is None else min(PROMPT_TOKENS, prompt_tokens)
         self._lengths: list[int] = []  # tokens of each row
         self._size = (0, 0)
 
@@ -210,15 +218,14 @@ class FastDecoding:
 
     def _places(self) -> int:
         """Returns how many places the cache needs for what the rows have now."""
-        used = min(max(self._lengths), self._max_tokens)
-        return -(-used // PLACE_STEP) * PLACE_STEP
+        return places_for(min(max(self._lengths), self._max_tokens))
 
     def _parts(self) -> list[range]:
         """Returns rows that are read together."""
         parts: list[range] = []
         tokens = 0
         for row, length in enumerate(self._lengths):
-            if not parts or tokens + length > PROMPT_TOKENS:
+            if not parts or tokens + length > self._most_read:
                 parts.append(range(row, row))
                 tokens = 0
             tokens += length
@@ -234,7 +241,7 @@ class FastDecoding:
         )
         place_T = inputs.position_T.long()
         # more than the longest has: equally long prompts would go to cuDNN, which prepares itself for every new length
-        max_seqlen = -(-(inputs.max_seqlen + 1) // PLACE_STEP) * PLACE_STEP
+        max_seqlen = places_for(inputs.max_seqlen + 1)
 
         def attend(layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
             views.keys[layer][row_T, :, place_T] = k_TKH

@@ -91,6 +91,7 @@ class FastModel:
         self._graphs: StepGraphs | None = None
         self._step_memory: StepMemory | None = None
         self._last_decoding: weakref.ref[FastDecoding] | None = None
+        self.cache_tokens: int | None = None  # that answers may hold at once (`model.cache_room`); None: no limit
         self.training = False
         self.dropout_seed = 0
         self.micro_step = 0  # counts training calls of `nll`; a resumed run sets it, and gets the same masks
@@ -260,10 +261,14 @@ class FastModel:
         decoding = FastDecoding(
             self._next_logits, self.shape.sizes, self._step_memory, max_tokens=self.shape.max_seq_tokens,
             device=self.device, backend=self._backend,
-            graphs=self.device.type == "cuda" and not self._embeddings_on_host,
+            graphs=self.device.type == "cuda" and not self._embeddings_on_host, prompt_tokens=self.cache_tokens,
         )
         self._last_decoding = weakref.ref(decoding)
         return decoding
+
+    def unwritten_bytes(self) -> int:
+        """Returns what its matrices will take of the device beside what is there, once all have been used."""
+        return self._matrices.unwritten_bytes(self._groups)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -327,10 +332,10 @@ class FastModel:
         self._refresh(True)
 
     def _take_form(self, form: LoraForm | None) -> None:
+        self._step_memory = None  # its graphs compute the other form; before matrices are written, which take memory
         was_folded, self._matrices.form = self._matrices.folded, form
         if was_folded or self._matrices.folded:
             self._forget_matrices()
-        self._step_memory = None  # its graphs compute the other form
 
     def _begin_magnitudes(self) -> None:
         """Gives every magnitude the norm of its row of W, by the operations that will divide by it: g is exactly 1."""

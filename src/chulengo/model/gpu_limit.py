@@ -11,6 +11,7 @@ bitsandbytes' paged optimiser states, which the driver moves to the host when th
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 from chulengo.errors import ConfigError
@@ -59,3 +60,15 @@ def limit_of(place: torch.device) -> int | None:
     if share >= 1:
         return None
     return round(share * torch.cuda.get_device_properties(place).total_memory) + CUDA_CONTEXT_BYTES
+
+
+def give_back_memory() -> None:
+    """Frees what nothing refers to any more, and gives the device what PyTorch keeps of it.
+
+    Models hold themselves in cycles, which wait for the collector: one would still be there when the next is loaded.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -189,14 +189,22 @@ class Matrices:
 
     def of(self, group: LinearGroup) -> Tensor:
         """Returns the matrix [O, I], the adapter in it when folded; only valid until the next call."""
-        only = group.weights[0] if len(group.weights) == 1 else None
-        if isinstance(only, Tensor) and not self._folds(group):
-            return only
+        if (as_it_is := self._as_it_is(group)) is not None:
+            return as_it_is
         if self.policy == "resident":
             if group.resident_OI is None:
                 group.resident_OI = self._written(group, None)
             return group.resident_OI
         return self._written(group, self._buffer_for(group))
+
+    def unwritten_bytes(self, groups: Iterable[LinearGroup]) -> int:
+        """Returns what these groups' matrices in the compute dtype will take beside what is there, once all are used.
+        """
+        left = [group for group in groups if group.resident_OI is None and self._as_it_is(group) is None]
+        sizes = [sum(group.widths) * group.in_features * self.dtype.itemsize for group in left]
+        if self.policy == "resident":
+            return sum(sizes)
+        return max(0, max(sizes, default=0) - (0 if self._buffer is None else self._buffer.nbytes))
 
     def refresh(self, groups: Iterable[LinearGroup]) -> None:
         """Copies the factors again, and writes resident folded matrices again, after the adapter has changed."""
@@ -256,12 +264,18 @@ class Matrices:
             if pair is not None and pair.magnitude_O is not None and rescaling is not None and b_OR is not None:
                 rescaling.refresh(pair.magnitude_O.detach(), norm_O, b_OR)
 
+    def _as_it_is(self, group: LinearGroup) -> Tensor | None:
+        """Returns the weight of a group that is its matrix by itself, else None."""
+        only = group.weights[0] if len(group.weights) == 1 else None
+        return only if isinstance(only, Tensor) and not self._folds(group) else None
+
     def _folds(self, group: LinearGroup) -> bool:
         return self.folded and any(pair is not None for pair in group.factors)
 
     def _buffer_for(self, group: LinearGroup) -> Tensor:
         rows, columns = sum(group.widths), group.in_features
         if self._buffer is None or self._buffer.numel() < rows * columns:
+            self._buffer = None  # not beside the larger one
             self._buffer = torch.empty(rows * columns, dtype=self.dtype, device=_device(group))
         return self._buffer[: rows * columns].view(rows, columns)
 

@@ -26,6 +26,7 @@ from chulengo.data.wording import counted
 from chulengo.errors import ModelError, RenderError, nearest
 from chulengo.model.adapter import load_adapter
 from chulengo.model.base_record import BASE_FILE, BaseRecord, load_base_record
+from chulengo.model.cache_room import limit_cache
 from chulengo.model.folder import (
     context_tokens,
     is_encoder_decoder,
@@ -33,7 +34,7 @@ from chulengo.model.folder import (
     resolve_model,
     weights_hash,
 )
-from chulengo.model.inference import choose_engine, choose_weights, load_to_answer, why_not_fast
+from chulengo.model.inference import choose_engine, choose_weights, load_to_answer, trained_bytes, why_not_fast
 from chulengo.model.load import load_base
 
 DEFAULT_MODEL = "nano"
@@ -158,6 +159,10 @@ def open_session(
         )
         notes += [note] if note else []
         loaded = load_to_answer(base, folder, **shared, weights=weights)
+        # weights held in another way than in training, as the user insists: what training took says nothing then
+        insists = quantization != record.quantization or (weights_policy == "resident" and quantization != "none")
+        note = limit_cache(loaded, None if insists else trained_bytes(folder))
+        notes += [note] if note else []
     else:
         loaded = load_base(base, **shared, attention=attention)
         if folder is not None:

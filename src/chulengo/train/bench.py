@@ -10,7 +10,6 @@ the rate it can hold. A share of 100 % would mean that nothing else took any tim
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -227,13 +226,6 @@ def _times(
             first_loss = float(loss.detach())
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return StepTimes(tuple(sorted(seconds[settings.warm_up :])), first_loss, peak)
-
-
-def release() -> None:
-    """Gives an engine's memory back before the next one is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _batch(settings: StepSettings, vocab: int) -> dict[str, Any]:

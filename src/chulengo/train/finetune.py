@@ -351,7 +351,7 @@ def _train_or_leaner(
 
     Returns the run as it was trained, since its policies are its own then.
     """
-    from chulengo.train.bench import release
+    from chulengo.model.gpu_limit import give_back_memory
 
     while True:
         try:
@@ -363,7 +363,7 @@ def _train_or_leaner(
             if leaner is None or leaner.found is None:
                 raise
             message(f"{error.given} Beginning again, {leaner.found.policies.describe()}.")
-        release()
+        give_back_memory()
         config = _resolved(run.config, run.inputs, leaner, run.paths)
         run = dataclasses.replace(run, config=config, choice=leaner, plan=leaner.found.plan)
         _describe(run)

@@ -154,6 +154,74 @@ def test_the_size_of_the_cache(family_folder: Any) -> None:
     assert held == decode.cache_bytes(model.shape.sizes, torch.float32, 3 * decode.PLACE_STEP)
 
 
+class TestLimitedCache:
+    def batches(self, model: FastModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
+        """Returns what will be noted of each batch: its rows, and the rows of each part that is read together."""
+        noted: list[tuple[int, list[int]]] = []
+        parts = decode.FastDecoding._parts
+
+        def looking(decoding: decode.FastDecoding) -> list[range]:
+            found = parts(decoding)
+            noted.append((len(decoding._lengths), [len(rows) for rows in found]))
+            return found
+
+        monkeypatch.setattr(decode.FastDecoding, "_parts", looking)
+        return noted
+
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_answers_are_those_without_a_limit(
+        self, family_folder: Any, monkeypatch: pytest.MonkeyPatch, temperature: float
+    ) -> None:
+        monkeypatch.setattr(decode, "PLACE_STEP", 8)
+        model = adapted(family_folder(SHARED))
+        asked = as_prompts(prompts(30, 3, 20, 9, 1, 12, 2), frozenset())
+        settings = GenerationSettings(max_new_tokens=10, temperature=temperature, seed=3)
+        noted = self.batches(model, monkeypatch)
+        expected = complete_all(model, asked, settings, 4)
+        assert [rows for rows, _ in noted] == [4, 3]
+        model._step_memory = None
+        model.cache_tokens = 50
+        noted.clear()
+        found = complete_all(model, asked, settings, 4)
+        # longest first, with 10 new tokens: 40 places; 30, of which 32 are taken; 22 and 19 (24); 13, 12 and 11 (16)
+        assert noted == [(1, [1]), (1, [1]), (2, [2]), (3, [3])]
+        assert [(a.ids, a.seed) for a in found] == [(a.ids, a.seed) for a in expected]
+        memory: Any = model._step_memory
+        assert sum(cache.nbytes for cache in memory._caches) <= decode.cache_bytes(
+            model.shape.sizes, torch.float32, model.cache_tokens
+        )
+
+    def test_a_row_that_needs_more_is_tried(self, family_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = adapted(family_folder(SHARED))
+        asked = as_prompts(prompts(30, 12), frozenset())
+        expected = complete_all(model, asked, GREEDY)
+        noted = self.batches(model, monkeypatch)
+        for model.cache_tokens in (0, 255):
+            assert [a.ids for a in complete_all(model, asked, GREEDY)] == [a.ids for a in expected]
+        assert [rows for rows, _ in noted] == [1] * 4
+
+    def test_no_more_tokens_are_read_at_once(self, family_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = adapted(family_folder(SHARED))
+        rows = prompts(5, 9, 20, 3)
+        expected = model.decoding().start(rows)
+        noted = self.batches(model, monkeypatch)
+        model.cache_tokens = 16
+        assert distance(model.decoding().start(rows), expected) <= CEILING
+        assert noted == [(4, [2, 1, 1])]
+
+    def test_nothing_of_it_stays_beside_matrices_that_are_written_again(
+        self, family_folder: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = adapted(family_folder(SHARED), weights="resident")
+        model.decoding().start(prompts(3))
+        there = []
+        forget = model._forget_matrices
+        monkeypatch.setattr(model, "_forget_matrices", lambda: (there.append(model._step_memory), forget())[1])
+        with model.disable_adapter():
+            model.decoding().start(prompts(3))
+        assert there == [None, None]
+
+
 def test_batches_after_and_within_each_other(family_folder: Any) -> None:
     # the memory of a batch that is done with is taken again, that of one that is not is left alone
     model = adapted(family_folder(SHARED))

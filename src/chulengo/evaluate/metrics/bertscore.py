@@ -17,15 +17,16 @@ any token gives 0 on either side.
 Texts longer than the encoder's limit are cut at its end, and counted. Of several references the one with the best F1
 gives all three numbers; bert-score takes the best of each by itself, which changes precision and recall, not F1.
 
-The encoder is loaded for one set of answers and freed, so that it takes no memory from generation; the three metrics
-share what was computed.
+The encoder is loaded for one set of answers and freed; the three metrics share what was computed. It takes its weights
+in fp32 (roberta-large: 1.3 GiB), what encoding `BATCH_TOKENS` padded tokens takes (there some 0.3 GiB; where a layer is
+named, all layers' states of them as well, 0.4 GiB), and the vectors of `HELD_TOKENS` tokens (64 MiB).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -40,14 +41,17 @@ from chulengo.evaluate.metrics.references import references_of
 from chulengo.model.folder import check_folder, is_encoder_decoder, read_config, weights_hash
 
 PARTS = ("precision", "recall", "f1")
-_CHUNK = 64  # items whose embeddings are held at once: at 512 tokens of 1,024 numbers on both sides, 256 MiB
+BATCH_TOKENS = 4096  # that are encoded at once, padding included; a longer text alone
+HELD_TOKENS = 16_384  # whose vectors are held at once, but always those of one item
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )
 _DECODER = re.compile(r"(ForCausalLM|(?<!With)LMHeadModel|DoubleHeadsModel)$")  # XLMWithLMHeadModel is an encoder
 _ALLOWED = "a local folder of a text encoder (BERT, RoBERTa, MiniLM, ...): config.json, model.safetensors, tokenizer"
-_Pairs = tuple[tuple[str, tuple[str, ...]], ...]
+_Pair = tuple[str, tuple[str, ...]]
+_Pairs = tuple[_Pair, ...]
+_Tokens = tuple[list[int], list[int], bool]  # ids, which of them are special, whether the text was cut
 
 
 class MissingEncoderError(ConfigError):
@@ -77,7 +81,7 @@ def bertscore(part: str, encoder: Path | None, *, layer: int | None = None, batc
         part: one of `PARTS`.
         encoder: folder of the encoder.
         layer: whose hidden states are compared, 1 for the first layer's output; None: the last.
-        batch_size: texts that are encoded at once.
+        batch_size: most texts that are encoded at once; fewer where they are more than `BATCH_TOKENS` tokens.
 
     Raises:
         MissingEncoderError: no encoder is given.
@@ -176,7 +180,7 @@ def _scores(folder: Path, files_hash: str, layer: int, batch_size: int, pairs: _
         folder: of the encoder.
         files_hash: of its files; only tells cached results apart.
         layer: whose hidden states are compared.
-        batch_size: texts that are encoded at once.
+        batch_size: most texts that are encoded at once.
         pairs: answer and references.
     """
     from chulengo.model.load import quiet_libraries
@@ -184,16 +188,31 @@ def _scores(folder: Path, files_hash: str, layer: int, batch_size: int, pairs: _
     del files_hash
     with quiet_libraries():
         encoder = _load(folder, layer, batch_size)
-    table = np.zeros((len(pairs), 5))
-    for start in range(0, len(pairs), _CHUNK):
-        chunk = pairs[start : start + _CHUNK]
-        embedded = _embed(encoder, {text for answer, references in chunk for text in (answer, *references)})
-        for row, (answer, references) in enumerate(chunk, start=start):
+    table: list[tuple[float, ...]] = []
+    for chunk, tokenised in _chunks(encoder, pairs):
+        embedded = _embed(encoder, tokenised)
+        for answer, references in chunk:
             scores = [_match(embedded[answer], embedded[reference]) for reference in references]
             best = max(scores, key=lambda score: score[2])
             cut_references = sum(embedded[reference].was_cut for reference in references)
-            table[row] = (*best, embedded[answer].was_cut, cut_references)
-    return table
+            table.append((*best, embedded[answer].was_cut, cut_references))
+        del embedded  # not beside the next chunk's
+    return np.array(table, np.float64).reshape(-1, 5)
+
+
+def _chunks(encoder: _Encoder, pairs: _Pairs) -> Iterator[tuple[list[_Pair], dict[str, _Tokens]]]:
+    """Yields pairs whose vectors are held together, in order, and the tokens of their texts."""
+    chunk: list[_Pair] = []
+    tokenised: dict[str, _Tokens] = {}
+    for answer, references in pairs:
+        own = {text: _token_ids(encoder, text.strip()) for text in (answer, *references)}
+        if chunk and sum(len(ids) for ids, _, _ in (tokenised | own).values()) > HELD_TOKENS:
+            yield chunk, tokenised
+            chunk, tokenised = [], {}
+        chunk.append((answer, references))
+        tokenised |= own
+    if chunk:
+        yield chunk, tokenised
 
 
 def _load(folder: Path, layer: int, batch_size: int) -> _Encoder:
@@ -239,16 +258,13 @@ def _max_tokens(tokenizer: Any, model: Any) -> int | None:
     return int(min(limits)) if min(limits) < 1_000_000 else None
 
 
-def _embed(encoder: _Encoder, texts: set[str]) -> dict[str, _Embedded]:
+def _embed(encoder: _Encoder, tokenised: dict[str, _Tokens]) -> dict[str, _Embedded]:
     """Returns the embedded tokens of every text; texts of like length share a batch."""
     import torch
 
-    tokenised = {text: _token_ids(encoder, text.strip()) for text in texts}
-    order = sorted(texts, key=lambda text: (len(tokenised[text][0]), text))
     pad = encoder.tokenizer.pad_token_id or 0
     embedded: dict[str, _Embedded] = {}
-    for start in range(0, len(order), encoder.batch_size):
-        batch = order[start : start + encoder.batch_size]
+    for batch in _batches(encoder, tokenised):
         rows = [tokenised[text][0] for text in batch]
         width = max(1, *map(len, rows))
         device = encoder.model.device
@@ -263,10 +279,24 @@ def _embed(encoder: _Encoder, texts: set[str]) -> dict[str, _Embedded]:
             _, special, was_cut = tokenised[text]
             weights = torch.tensor([0.0 if flag else 1.0 for flag in special], device=device)
             embedded[text] = _Embedded(own[: len(row)].clone(), weights, was_cut)
+        del output, states, vectors, own  # not beside those of the next batch
     return embedded
 
 
-def _token_ids(encoder: _Encoder, text: str) -> tuple[list[int], list[int], bool]:
+def _batches(encoder: _Encoder, tokenised: dict[str, _Tokens]) -> Iterator[list[str]]:
+    """Yields texts that are encoded together, from the shortest on."""
+    batch: list[str] = []
+    for text in sorted(tokenised, key=lambda text: (len(tokenised[text][0]), text)):
+        padded = (len(batch) + 1) * len(tokenised[text][0])  # none before it is longer
+        if batch and (len(batch) == encoder.batch_size or padded > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+def _token_ids(encoder: _Encoder, text: str) -> _Tokens:
     """Returns the ids of a text, which of them are special, and whether the text was cut."""
     # split_special_tokens: "[SEP]" or "</s>" in an answer is text, not the end of it
     call: Callable[..., Any] = partial(encoder.tokenizer, return_special_tokens_mask=True, split_special_tokens=True)

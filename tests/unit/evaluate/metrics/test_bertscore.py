@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from chulengo.errors import ConfigError, DataError, ModelError
+from chulengo.evaluate.metrics import bertscore as module
 from chulengo.evaluate.metrics.bertscore import MissingEncoderError, bertscore, encoder_hash
 from metric_kit import outcomes, value
 
@@ -148,6 +150,43 @@ def test_neighbours_in_the_batch_change_nothing(tiny: Path) -> None:
     words = WORDS[5:]
     many = scores(tiny, words * 12, [[word] for word in reversed(words * 12)])  # more than one chunk
     assert np.abs(many[: len(words)] - many[-len(words) :]).max() < 1e-6
+
+
+def test_few_tokens_are_encoded_and_held_at_once_and_the_score_is_the_same(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ["cat", "the " * 9, "mat in a house", "dog ran " * 6, "slow fast", "on " * 11]
+    references = [["dog ran on the mat in a house", "a"], ["slow"], ["fast cat " * 7], ["mat"], ["the " * 9], ["in a"]]
+    expected = scores(tiny, answers, references, batch_size=5)
+    batches: list[tuple[int, ...]] = []
+    held: list[int] = []
+    loaded: list[Any] = []
+    load, embed = module._load, module._embed
+
+    def watched(*given: Any) -> Any:
+        encoder = load(*given)
+        loaded.append(weakref.ref(encoder.model))
+        encoder.model.register_forward_pre_hook(
+            lambda model, args, named: batches.append(tuple(named["input_ids"].shape)), with_kwargs=True
+        )
+        return encoder
+
+    def counted(encoder: Any, tokenised: Any) -> Any:
+        held.append(sum(len(ids) for ids, _, _ in tokenised.values()))
+        return embed(encoder, tokenised)
+
+    monkeypatch.setattr(module, "_load", watched)
+    monkeypatch.setattr(module, "_embed", counted)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 24)
+    monkeypatch.setattr(module, "HELD_TOKENS", 40)
+    module._scores.cache_clear()
+    found = scores(tiny, answers, references, batch_size=5)
+    assert np.abs(found - expected).max() < 1e-6
+    assert all(rows * width <= 24 for rows, width in batches)
+    assert max(rows for rows, _ in batches) > 1
+    assert len(held) > 1
+    assert all(tokens <= 40 for tokens in held)
+    assert loaded[0]() is None  # without the collector
 
 
 def test_an_empty_side_gives_zero(tiny: Path) -> None:
