@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from chulengo.kernels.reference import nf4
-from chulengo.model.allocator import LastingMemory, let_segments_grow
+from chulengo.model.allocator import OwnMemory, let_segments_grow
 from chulengo.model.fast import FastModel, load_fast
 from chulengo.model.linear_group import Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape
@@ -51,7 +51,7 @@ class RandomTensors:
     """Gives normal values where `model.nf4_weights.StoredTensors` gives a file's."""
 
     def __init__(
-        self, device: torch.device, *, quantize: bool, dtype: torch.dtype, lasting: LastingMemory
+        self, device: torch.device, *, quantize: bool, dtype: torch.dtype, lasting: OwnMemory
     ) -> None:
         """Seeds its own generator."""
         self.device, self.quantize, self.dtype, self.lasting = device, quantize, dtype, lasting
@@ -79,9 +79,9 @@ def random_model(shape: LlamaShape, device: torch.device, *, weights: str, activ
                  dtype: torch.dtype, host_embeddings: bool = False, graphs: bool = False,
                  backend: str = "auto") -> FastModel:  # fmt: skip
     """Returns a model of random weights."""
-    lasting = LastingMemory(device)
+    lasting = OwnMemory(device)
     moves = weights == "resident-fp8"  # what leaves the device again is not kept apart
-    loading = LastingMemory(torch.device("cpu")) if moves else lasting
+    loading = OwnMemory(torch.device("cpu")) if moves else lasting
     stored: Any = RandomTensors(device, quantize=True, dtype=dtype, lasting=loading)
     sizes = shape.sizes
     layers = [read_layer(stored, shape, index) for index in range(sizes.num_layers)]

@@ -111,3 +111,34 @@ def test_graphs_replay_the_step(
     graphed.nll(batches[1])
     with pytest.raises(ModelError, match="overwritten"):
         first.backward()
+
+
+@pytest.mark.gpu
+def test_graphs_of_all_sizes_share_their_memory(tmp_path: Path) -> None:
+    """The first batch of another size, its capture, and a validation take no more than the largest step did."""
+    wide = make_family(
+        "qwen 3", tmp_path, num_hidden_layers=4, hidden_size=512, intermediate_size=4096, num_attention_heads=8,
+        max_position_embeddings=512,
+    )  # fmt: skip
+    model = make_fast(wide, device="cuda", compute_dtype="bfloat16", graphs=True)
+    model.train()
+    large, small = (
+        pack_batch(collate_packed([make_rows(number, seed=1, longest=200)], pad_id=0)) for number in (50, 35)
+    )
+    assert len(large.ids_T) - len(small.ids_T) > 256
+
+    def reserved(batch: Any, *, times: int) -> int:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(times):
+            model.nll(batch)[0].backward()
+        return torch.cuda.max_memory_reserved()
+
+    before = torch.cuda.memory_allocated()
+    most = reserved(large, times=3)
+    assert most - before > 256 << 20, "enough to be seen"
+    more = reserved(small, times=3)
+    model.train(False)
+    with torch.no_grad():
+        model.nll(small)
+    assert max(more, torch.cuda.max_memory_reserved()) - most <= 64 << 20

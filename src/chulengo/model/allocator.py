@@ -6,8 +6,8 @@ memory is its own, can take none of it. Two things are done about that, both bef
 
 - Segments grow (`expandable_segments`), so that one of each kind is enough and blocks of any size fit behind each
   other. It is an environment variable that PyTorch reads when it first looks at a GPU.
-- What stays as long as the model does (weights, kept matrices) has memory of its own, `LastingMemory`: in the rest
-  everything goes, and the allocator can give all of it back.
+- What stays as long as the model does (weights, kept matrices) has memory of its own, `OwnMemory`: in the rest
+  everything goes, and the allocator can give all of it back. So have graphs, for all of which one such memory does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,8 @@ def let_segments_grow() -> None:
         os.environ[VARIABLES[0]] = GROWING
 
 
-class LastingMemory:
-    """Memory of one device for tensors that stay as long as the model does. On a CPU it is like any other."""
+class OwnMemory:
+    """Memory of one device that no other tensors share. On a CPU it is like any other."""
 
     def __init__(self, device: torch.device) -> None:
         """Takes no memory yet."""
@@ -51,9 +51,14 @@ class LastingMemory:
             with torch.cuda.device(self._index):
                 self._pool = torch.cuda.MemPool()
 
+    @property
+    def pool(self) -> Any:
+        """What a CUDA graph takes as its pool; None on a CPU."""
+        return None if self._pool is None else self._pool.id
+
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Puts there what this thread allocates on the device inside the block; nothing should be freed in it."""
+        """Puts there what this thread allocates on the device inside the block."""
         if self._pool is None:
             yield
             return

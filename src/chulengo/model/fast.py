@@ -34,7 +34,7 @@ from chulengo.data.batches import IGNORE
 from chulengo.errors import ConfigError, ModelError
 from chulengo.kernels import ops
 from chulengo.model import llama
-from chulengo.model.allocator import LastingMemory
+from chulengo.model.allocator import OwnMemory
 from chulengo.model.decode import FastDecoding, StepMemory
 from chulengo.model.dora import check_norm
 from chulengo.model.dropout import step_seed
@@ -45,6 +45,7 @@ from chulengo.model.linear_group import LoraForm, Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
 from chulengo.model.load import resolve_device, resolve_dtype
+from chulengo.model.load_settings import check_embeddings, layer_policies, quantizes
 from chulengo.model.lora import (
     adapter_settings,
     attach_fresh,
@@ -226,6 +227,11 @@ class FastModel:
             inputs = filled(inputs, self.shape.max_seq_tokens)
             nll = self._graphs.nll(inputs.to(self.device), self._embedded(inputs), self._next_seed())
             return nll, inputs.num_targets
+        if self._graphs is not None and not torch.is_grad_enabled():
+            self._refresh(refold)
+            with self._graphs.room():
+                nll = llama.summed_nll(self.weights, self._pass(inputs, False), self._activations)
+            return nll.clone(), inputs.num_targets
         run = self._pass(inputs, refold)
         if trains and self._flat is not None:
             self._flat.attach_gradients()
@@ -318,7 +324,7 @@ class FastModel:
         self._matrices.form = form
         self._step_memory = None
         if trainable:
-            with beside(*meanwhile, lambda: self._matrices.copy_to_host(self._groups)):
+            with beside(*meanwhile, lambda: self._matrices.prepare_fp8(self._groups)):
                 self.prepare()  # before the refresh, which launches kernels too
         self._forget_matrices()
 
@@ -439,12 +445,12 @@ def load_fast(
     place = resolve_device(device)
     dtype = resolve_dtype(compute_dtype, place)
     ops.choose(place, backend)  # raises for kernels that are not there, before anything is read
-    policies = _layer_policies(activations, shape.sizes.num_layers)
+    policies = layer_policies(activations, shape.sizes.num_layers)
     if weights in FP8_POLICIES:
         check_fp8(shape.sizes, place)
-    lasting = LastingMemory(place)
+    lasting = OwnMemory(place)
     matrices = Matrices(policy=weights, dtype=dtype, backend=backend, lasting=lasting)
-    _check_embeddings(embeddings, shape)
+    check_embeddings(embeddings, shape)
     if graphs and place.type != "cuda":
         raise ConfigError(f"CUDA graphs were asked for on {place}.", allowed="CUDA devices")
     if vocab_size is not None and vocab_size > shape.sizes.vocab:
@@ -454,7 +460,7 @@ def load_fast(
             next_step="use the tokenizer files that came with these weights",
         )
     loaded = load_llama_weights(
-        folder, shape, quantize=_quantizes(config, quantization), double_quant=double_quant, dtype=dtype, device=place,
+        folder, shape, quantize=quantizes(config, quantization), double_quant=double_quant, dtype=dtype, device=place,
         embeddings_on_host=embeddings == "host",
         # those that the copies replace in the first backward leave their memory to everything
         lasting=None if weights == "resident-fp8" else lasting,
@@ -463,43 +469,3 @@ def load_fast(
         loaded, shape, matrices, name=name or str(folder), device=place, activations=policies, backend=backend,
         graphs=graphs,
     )
-
-
-def _quantizes(config: dict[str, Any], quantization: str) -> bool:
-    if quantization not in ("nf4", "none"):
-        raise ConfigError(
-            f"model.quantization is {quantization!r}.", allowed="nf4, none in the fast engine",
-            next_step="--set model.engine=reference",
-        )
-    stored = config.get("quantization_config")
-    if not isinstance(stored, dict):
-        return quantization == "nf4"
-    kind = stored.get("bnb_4bit_quant_type") if stored.get("load_in_4bit") else None
-    if stored.get("quant_method") != "bitsandbytes" or kind != "nf4":
-        raise refuse(
-            f"The weights are already quantised ({stored.get('quant_method')}{f', {kind}' if kind else ''}).",
-            allowed="bitsandbytes nf4, or 16- and 32-bit weights",
-        )
-    if quantization != "nf4":
-        raise ModelError("The weights are already quantised to nf4.", next_step="--set model.quantization=nf4")
-    return False
-
-
-def _check_embeddings(embeddings: str, shape: LlamaShape) -> None:
-    if embeddings not in ("device", "host"):
-        raise ConfigError(f"The embeddings are to be on {embeddings!r}.", allowed="device, host")
-    if embeddings == "host" and shape.sizes.tied:
-        raise ConfigError(
-            "The embeddings cannot stay on the host: the model's head is the same table.", allowed="device"
-        )
-
-
-def _layer_policies(activations: str | Sequence[str], num_layers: int) -> tuple[str, ...]:
-    policies = (activations,) * num_layers if isinstance(activations, str) else tuple(activations)
-    unknown = sorted(set(policies) - set(llama.ACTIVATION_POLICIES))
-    if unknown or len(policies) != num_layers:
-        raise ConfigError(
-            f"The activation policies are {', '.join(unknown) or f'{len(policies)} for {num_layers} layers'}.",
-            allowed=f"{', '.join(llama.ACTIVATION_POLICIES)}: one, or one for each layer",
-        )
-    return policies

@@ -24,9 +24,9 @@ Legend: T tokens, I in features, O out features of all maps of a group together,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ from chulengo.kernels import ops
 from chulengo.kernels.columns import num_columns
 from chulengo.kernels.reference import nf4
 from chulengo.kernels.reference.fp8 import AdapterCopies, ColumnTable
-from chulengo.model.allocator import LastingMemory
+from chulengo.model.allocator import OwnMemory
 from chulengo.model.plan_shapes import ModelShape
 
 FP8_POLICIES = ("stream-fp8", "resident-fp8")
@@ -118,11 +118,22 @@ class Fp8Group:
         """Columns beside the values of each row."""
         return 0 if self.adapter is None else num_columns(len(self.adapter.a_SI))
 
-    def move_weights(self, device: torch.device) -> None:
-        """Moves the weights, for everybody who has the list."""
-        ready = list(self.host_weights) if device.type == "cpu" else []
+    @property
+    def is_complete(self) -> bool:
+        """Whether both copies are kept, which take the weights' place on the device."""
+        return self.forward_OW is not None and self.backward_IW is not None
+
+    def leave_to_copies(self) -> None:
+        """Moves the weights to the host's memory, for everybody who has the list."""
+        self.weights[:] = self.host_weights or [weight.to("cpu") for weight in self.weights]
         self.host_weights.clear()
-        self.weights[:] = ready or [weight.to(device) for weight in self.weights]
+
+    def forget(self) -> None:
+        """Has weights and scales and nothing else, as at first: another adapter, or form of this one, is to come."""
+        if self.is_complete:
+            self.host_weights[:] = self.weights
+            self.weights[:] = [weight.to(self.scale_O1.device) for weight in self.weights]
+        self.adapter = self.forward_OW = self.backward_IW = None
 
 
 def fp8_group(weights: list[nf4.NF4Weight | Tensor], host_weights: list[nf4.NF4Weight | Tensor]) -> Fp8Group:
@@ -150,7 +161,8 @@ def check_fp8(shape: ModelShape, place: torch.device) -> None:
         )
 
 
-def column_table(widths: Sequence[int], ranks: Sequence[int], device: torch.device) -> ColumnTable:
+@lru_cache(maxsize=16)  # groups of all layers are alike
+def column_table(widths: tuple[int, ...], ranks: tuple[int, ...], device: torch.device) -> ColumnTable:
     """Returns where the values of each map's B stand: in its rows, and in columns of its own."""
     parts = []
     end = 0
@@ -165,7 +177,7 @@ class Fp8Matrices:
     """Makes the copies of groups, by the policy, and multiplies by them."""
 
     def __init__(
-        self, *, resident: bool, dtype: torch.dtype, backend: str, lasting: LastingMemory | None = None
+        self, *, resident: bool, dtype: torch.dtype, backend: str, lasting: OwnMemory | None = None
     ) -> None:
         """Holds nothing yet; the buffer grows to the largest copy at first use. Kept copies go to `lasting`."""
         self.resident, self.dtype, self.backend = resident, dtype, backend
@@ -245,8 +257,8 @@ class Fp8Matrices:
             group.backward_IW = copy
         else:
             group.forward_OW = copy
-        if group.forward_OW is not None and group.backward_IW is not None:
-            group.move_weights(torch.device("cpu"))
+        if group.is_complete:
+            group.leave_to_copies()
 
     def _write(self, group: Fp8Group, copy: Tensor, *, transposed: bool) -> None:
         start = 0

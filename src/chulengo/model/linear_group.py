@@ -33,7 +33,7 @@ Legend: T tokens, I in features, O out features of all maps of a group together,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -44,7 +44,7 @@ from chulengo.errors import ConfigError
 from chulengo.kernels import ops
 from chulengo.kernels.reference.fp8 import empty_copies
 from chulengo.kernels.reference.nf4 import NF4Weight
-from chulengo.model.allocator import LastingMemory
+from chulengo.model.allocator import OwnMemory
 from chulengo.model.dora import Rescaling, empty_rescaling, row_norms
 from chulengo.model.dropout import MaskSeed
 from chulengo.model.fp8_products import FP8_POLICIES, Fp8Adapter, Fp8Group, Fp8Matrices, Rows, column_table, fp8_group
@@ -143,7 +143,7 @@ class Matrices:
     """Makes the matrix of a group for a product, by the weights policy."""
 
     def __init__(
-        self, *, policy: str, dtype: torch.dtype, backend: str, lasting: LastingMemory | None = None
+        self, *, policy: str, dtype: torch.dtype, backend: str, lasting: OwnMemory | None = None
     ) -> None:
         """Holds nothing yet; the buffer grows to the largest group at first use.
 
@@ -168,18 +168,19 @@ class Matrices:
         return None if self.fp8 is None else self.fp8.rows(x_TK, self.fp8_of(group))
 
     def fp8_of(self, group: LinearGroup) -> Fp8Group:
-        """Returns the group in e4m3, made at first use."""
+        """Returns the group in e4m3, its scales made at first use."""
         if group.fp8 is None:
             group.fp8 = fp8_group(group.weights, group.host_weights)
         return group.fp8
 
-    def copy_to_host(self, groups: Iterable[LinearGroup]) -> None:
-        """Copies the weights that are to wait in the host's memory, where the policy wants that.
+    def prepare_fp8(self, groups: Iterable[LinearGroup]) -> None:
+        """Makes what products in FP8 need of the weights alone: scales, and copies that wait in the host's memory.
 
-        3.4 GB of Llama 2 7B take 2 s of the first step, or of a thread while the host compiles kernels.
+        For Llama 2 7B this takes 2.4 s of the first step, or of a thread while the host compiles kernels.
         """
-        for group in groups if self.policy == "resident-fp8" else ():
-            if not group.host_weights:
+        for group in groups if self.fp8 is not None else ():
+            self.fp8_of(group)
+            if self.policy == "resident-fp8" and not group.host_weights:
                 group.host_weights.extend(weight.to("cpu") for weight in group.weights)
 
     @property
@@ -233,8 +234,8 @@ class Matrices:
         """Forgets resident matrices and copies: the form, or which maps have an adapter, has changed."""
         for group in groups:
             if group.fp8 is not None:
-                group.fp8.move_weights(group.fp8.scale_O1.device)
-            group.resident_OI = group.copies = group.fp8 = None
+                group.fp8.forget()
+            group.resident_OI = group.copies = None
 
     def _refresh_fp8(self, fp8: Fp8Matrices, group: LinearGroup) -> None:
         copies, side = group.copies, self.fp8_of(group)
@@ -242,8 +243,8 @@ class Matrices:
         assert self.form is not None
         if side.adapter is None:
             a_SI, b_OR = copies.stacked_a_SI, copies.stacked_b_OR
-            ranks = [0 if a is None else len(a) for a in copies.a_RI]
-            table = column_table(group.widths, ranks, a_SI.device)
+            ranks = tuple(0 if a is None else len(a) for a in copies.a_RI)
+            table = column_table(tuple(group.widths), ranks, a_SI.device)
             empty = empty_copies(len(a_SI), group.in_features, len(b_OR), a_SI.device)
             side.adapter = Fp8Adapter(a_SI, b_OR, table, empty)
         fp8.refresh(side, self.form.scale)
@@ -324,8 +325,8 @@ def multiply(
     if form is None or form.folded or copies is None:
         return y_TO, None
     h_TS = None if form.drops(seed) else x_TI @ copies.stacked_a_SI.t()
-    for index, y_TN, a_RI, b_OR, columns in _adapted(group, copies, torch.split(y_TO, group.widths, dim=1)):
-        h_TR = _dropped(x_TI, matrices, seed, index) @ a_RI.t() if h_TS is None else h_TS[:, columns]
+    for index, y_TN, a_RI, b_OR, columns in adapted_maps(group, copies, torch.split(y_TO, group.widths, dim=1)):
+        h_TR = dropped_input(x_TI, matrices, seed, index) @ a_RI.t() if h_TS is None else h_TS[:, columns]
         y_TN.addmm_(h_TR, b_OR.t(), alpha=form.scale)
     return y_TO, h_TS
 
@@ -353,7 +354,7 @@ def rank_gradient(
     if form is None or copies is None or form.drops(seed):
         return None
     u_TS = dy_TO.new_empty((dy_TO.shape[0], len(copies.stacked_a_SI)))
-    for index, dy_TN, _, b_OR, columns in _adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)):
+    for index, dy_TN, _, b_OR, columns in adapted_maps(group, copies, torch.split(dy_TO, group.widths, dim=1)):
         rescaling = copies.rescaling[index]
         torch.mm(dy_TN, b_OR if rescaling is None else rescaling.b_OR, out=u_TS[:, columns])
     return u_TS
@@ -381,74 +382,11 @@ def input_gradient(
         return dx_TI
     if u_TS is not None:
         return dx_TI.addmm_(u_TS, copies.stacked_a_SI, alpha=form.scale)
-    for index, dy_TN, a_RI, b_OR, _ in _adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)):
+    for index, dy_TN, a_RI, b_OR, _ in adapted_maps(group, copies, torch.split(dy_TO, group.widths, dim=1)):
         assert seed is not None, "u is made for all maps where nothing is dropped"
         kernel = ops.implementation("dropout", dx_TI, matrices.backend)
         kernel.add_(dx_TI, (dy_TN @ b_OR) @ a_RI, form.scale, form.dropout, seed.step_1, seed.place(index))
     return dx_TI
-
-
-def add_factor_gradients(
-    x_TI: Tensor | None, h_TS: Tensor | None, dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup,
-    matrices: Matrices, seed: MaskSeed | None, y_TO: Tensor | None = None,
-) -> None:
-    """Adds the gradients of a group's trainable factors to their `grad`, zeros where there is none yet.
-
-    Here and not by autograd, which adds every tensor with a kernel of its own: 448 of 2 us for Llama 2 7B (H200).
-
-    Args:
-        x_TI: the input, as in the forward; None only where no map of the group has an adapter.
-        h_TS: x Aᵀ, where the forward made and kept it.
-        dy_TO: gradient of `multiply`'s result.
-        u_TS: `rank_gradient` of it.
-        group: the maps.
-        matrices: as in the forward.
-        seed: as in the forward.
-        y_TO: `multiply`'s result, for magnitudes.
-    """  # fmt: skip
-    if x_TI is None or matrices.form is None:
-        return
-    of_pairs, of_magnitudes = _factor_gradients(x_TI, h_TS, dy_TO, u_TS, group, matrices, seed, y_TO)
-    pairs = [pair for pair in group.factors if pair is not None]
-    _add_to([factor for pair in pairs for factor in (pair.a_RI, pair.b_OR)], of_pairs, matrices.form.scale)
-    _add_to([pair.magnitude_O for pair in pairs if pair.magnitude_O is not None], of_magnitudes, 1.0)
-
-
-def _factor_gradients(
-    x_TI: Tensor, h_TS: Tensor | None, dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup, matrices: Matrices,
-    seed: MaskSeed | None, y_TO: Tensor | None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns the gradients of A and B of every adapted map, without the scale s in them, and of the magnitudes."""
-    form, copies = matrices.form, group.copies
-    if form is None or copies is None:
-        return [], []
-    das, dbs = [], []
-    members = list(_adapted(group, copies, torch.split(dy_TO, group.widths, dim=1)))
-    if u_TS is None:  # every map has an input of its own
-        for index, dy_TN, a_RI, b_OR, _ in members:
-            own_TI = _dropped(x_TI, matrices, seed, index)
-            das.append(_product_fp32((dy_TN @ b_OR).t(), own_TI))
-            dbs.append(_product_fp32(dy_TN.t(), own_TI @ a_RI.t()))
-    else:
-        if h_TS is None:
-            h_TS = x_TI @ copies.stacked_a_SI.t()
-        dbs += [_product_fp32(dy_TN.t(), h_TS[:, columns]) for _, dy_TN, _, _, columns in members]
-        das += torch.split(_product_fp32(u_TS.t(), x_TI), [len(a_RI) for _, _, a_RI, _, _ in members])
-    gradients = [gradient for pair in zip(das, dbs, strict=True) for gradient in pair]
-    return gradients, _magnitude_gradients(dbs, dy_TO, y_TO, group, matrices.backend) if group.rescaled else []
-
-
-def _add_to(factors: Sequence[nn.Parameter], gradients: Sequence[Tensor], scale: float) -> None:
-    """Adds gradients times a scale, in one kernel for them all."""
-    places, values = [], []
-    for factor, gradient in zip(factors, gradients, strict=True):
-        if factor.requires_grad:
-            if factor.grad is None:
-                factor.grad = torch.zeros_like(factor)
-            places.append(factor.grad)
-            values.append(gradient)
-    if places:
-        torch._foreach_add_(places, values, alpha=scale)
 
 
 def _empty_copies(group: LinearGroup, dtype: torch.dtype) -> FactorCopies:
@@ -466,25 +404,7 @@ def _empty_copies(group: LinearGroup, dtype: torch.dtype) -> FactorCopies:
     )
 
 
-def _magnitude_gradients(
-    dbs: Sequence[Tensor], dy_TO: Tensor, y_TO: Tensor | None, group: LinearGroup, backend: str
-) -> list[Tensor]:
-    """Returns dm of every map that has a magnitude, and makes its dB (one for each adapted map) that of scaled rows."""
-    copies = group.copies
-    assert copies is not None, "made by `Matrices.refresh`"
-    assert y_TO is not None, "the layers keep the output of rescaled maps"
-    biases = [None] * len(group.widths) if group.bias_O is None else torch.split(group.bias_O, group.widths)
-    values = zip(*(torch.split(each_TO, group.widths, dim=1) for each_TO in (dy_TO, y_TO)), biases, strict=True)
-    found, remaining = [], iter(dbs)
-    for (dy_TN, y_TN, bias_O), rescaling, a_RI in zip(values, copies.rescaling, copies.a_RI, strict=True):
-        db_OR = None if a_RI is None else next(remaining)
-        if db_OR is not None and rescaling is not None:
-            db_OR *= rescaling.scale_O[:, None]
-            found.append(ops.column_dot(dy_TN, y_TN, bias_O, backend=backend) / rescaling.magnitude_O)
-    return found
-
-
-def _adapted(
+def adapted_maps(
     group: LinearGroup, copies: FactorCopies, values: Iterable[Tensor]
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor, slice]]:
     """Yields (index, value, A, B, place in the stack) of the maps that have an adapter."""
@@ -495,14 +415,8 @@ def _adapted(
             start += len(a_RI)
 
 
-def _product_fp32(left: Tensor, right: Tensor) -> Tensor:
-    """Returns left @ right in float32, as the product is accumulated; without a GPU 16-bit operands round it first."""
-    if left.is_cuda and left.dtype != torch.float32:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).float()
-
-
-def _dropped(x_TI: Tensor, matrices: Matrices, seed: MaskSeed | None, index: int) -> Tensor:
+def dropped_input(x_TI: Tensor, matrices: Matrices, seed: MaskSeed | None, index: int) -> Tensor:
+    """Returns the input [T, I] of one map of a group, with that map's mask."""
     form = matrices.form
     assert form is not None, "asked for only where there is an adapter"
     assert seed is not None, "and where its inputs are dropped"

@@ -50,12 +50,12 @@ from torch.autograd.function import once_differentiable
 
 from chulengo.kernels import ops
 from chulengo.model.dropout import MaskSeed, mask_seed
+from chulengo.model.factor_gradients import add_factor_gradients
 from chulengo.model.fp8_products import HandedRows, Rows
 from chulengo.model.kept_attention import KeptAttention
 from chulengo.model.linear_group import (
     LinearGroup,
     Matrices,
-    add_factor_gradients,
     input_gradient,
     multiply,
     rank_gradient,

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from chulengo.model.allocator import LastingMemory
+from chulengo.model.allocator import OwnMemory
 from chulengo.model.linear_group import LinearGroup
 from chulengo.model.llama_shape import LlamaShape
 from chulengo.model.nf4_weights import StoredTensors
@@ -68,7 +68,7 @@ class LlamaWeights:
 
 def load_llama_weights(
     folder: Path, shape: LlamaShape, *, quantize: bool, double_quant: bool, dtype: torch.dtype, device: torch.device,
-    embeddings_on_host: bool = False, lasting: LastingMemory | None = None,
+    embeddings_on_host: bool = False, lasting: OwnMemory | None = None,
 ) -> LlamaWeights:
     """Returns the weights of a folder on a device, linear maps quantised to NF4 on the way when `quantize`.
 

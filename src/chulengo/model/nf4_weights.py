@@ -23,7 +23,7 @@ from torch import Tensor
 from chulengo.errors import ModelError
 from chulengo.kernels.applies import KernelError
 from chulengo.kernels.reference import nf4
-from chulengo.model.allocator import LastingMemory
+from chulengo.model.allocator import OwnMemory
 from chulengo.model.folder import weight_files
 from chulengo.model.llama_shape import refuse
 
@@ -36,7 +36,7 @@ class StoredTensors:
 
     def __init__(
         self, folder: Path, *, dtype: torch.dtype, device: torch.device, quantize: bool, double_quant: bool,
-        lasting: LastingMemory | None = None,
+        lasting: OwnMemory | None = None,
     ) -> None:
         """Opens nothing yet.
 

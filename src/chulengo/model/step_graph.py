@@ -8,6 +8,10 @@ captured; from then on it is replayed. The first one runs on the stream of the c
 still there when the capture begins (somebody holds a loss, or the backward's thread is late), it is met again, and a
 capture cannot wait for another stream's.
 
+All graphs share one memory, which is theirs as long as they are, and between two replays nothing in it is wanted. So a
+pass without a graph (the first of a size, or one that validates) takes its memory from there too (`StepGraphs.room`):
+beside it, a run would need that of a step twice.
+
 A replay computes gradients of the summed loss itself at once, before anybody knows what it will be divided by;
 `backward` multiplies them by what comes. So one replay belongs to one backward: a second replay before it would
 overwrite them, which is an error here.
@@ -18,7 +22,8 @@ own micro-step, and draws the masks that the step would have had without a graph
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +32,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from chulengo.errors import ModelError
+from chulengo.model.allocator import OwnMemory
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.graph_capture import captured
 from chulengo.model.packed_inputs import PackedInputs
@@ -85,7 +91,7 @@ class StepGraphs:
         self._seen: set[Key] = set()
         self._captured: dict[Key, _Captured] = {}
         self._gradient: Tensor | None = None
-        self._pool: Any = None
+        self._memory = OwnMemory(flat.parameter.device)
         self.serial = 0
 
     def nll(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
@@ -97,6 +103,8 @@ class StepGraphs:
             seed_1: of the dropout masks, int64 [1] on the device; None: no dropout.
         """
         key = (len(inputs.ids_T), len(inputs.cu_seqlens), inputs.max_seqlen, len(inputs.target_N))
+        if self._gradient is None:
+            self._gradient = torch.empty_like(self._flat.parameter)
         self._flat.release(self._gradient)
         step = self._captured.get(key)
         if step is not None:
@@ -126,22 +134,30 @@ class StepGraphs:
         assert self._gradient is not None
         self._flat.add_gradients(self._gradient, factor)
 
-    def _first(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """Runs a pass in the graphs' memory and on their stream; what it returns has to be copied outside.
+
+        A backward inside runs on the calling thread, since a thread of its own would take its memory elsewhere.
+        """
         if self._stream is None:
-            return self._run(inputs, embedded_TD, seed_1)
+            yield
+            return
         around = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(around)
-        with torch.cuda.stream(self._stream):
-            nll = self._run(inputs, embedded_TD, seed_1)
+        threads = torch.autograd.set_multithreading_enabled(False)
+        with threads, torch.cuda.stream(self._stream), self._memory.held():
+            yield
         around.wait_stream(self._stream)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # what the allocator keeps for this stream is of no use to the other
-        return nll
+
+    def _first(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
+        with self.room():
+            nll = self._run(inputs, embedded_TD, seed_1)
+        return nll.clone()
 
     def _run(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
         """Makes the gradients of a batch in the tensor for them; returns its summed loss, without a graph."""
-        if self._gradient is None:
-            self._gradient = torch.empty_like(self._flat.parameter)
+        assert self._gradient is not None, "made before: it stays"
         with torch.enable_grad(), self._flat.gradients_in(self._gradient):
             self._gradient.zero_()
             nll = self._loss(inputs, embedded_TD, seed_1)
@@ -155,9 +171,8 @@ class StepGraphs:
         seed_1 = None if seed_1 is None else seed_1.clone()
         graph = torch.cuda.CUDAGraph()
         _forget_workspaces(self._flat.parameter)
-        with captured(graph, pool=self._pool, stream=self._stream):
+        with captured(graph, pool=self._memory.pool, stream=self._stream):
             nll = self._run(inputs, embedded_TD, seed_1)
-        self._pool = graph.pool()
         return _Captured(graph, inputs, (embedded_TD, seed_1), nll)
 
 

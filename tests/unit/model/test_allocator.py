@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from chulengo.cli.main import main
-from chulengo.model.allocator import GROWING, VARIABLES, LastingMemory
+from chulengo.model.allocator import GROWING, VARIABLES, OwnMemory
 
 MIB = 1 << 20
 
@@ -50,7 +50,7 @@ def test_not_where_they_fail(unset: None, monkeypatch: pytest.MonkeyPatch, platf
 
 
 def test_a_cpu_has_one_memory() -> None:
-    lasting, tensor = LastingMemory(torch.device("cpu")), torch.ones(3)
+    lasting, tensor = OwnMemory(torch.device("cpu")), torch.ones(3)
     assert lasting.keep(tensor) is tensor
     with lasting.held():
         assert torch.ones(2).device.type == "cpu"
@@ -64,7 +64,7 @@ def test_what_goes_leaves_no_holes(device: str) -> None:
         torch.cuda.empty_cache()
         return torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
-    before, lasting, kept = held(), LastingMemory(torch.device(device)), []
+    before, lasting, kept = held(), OwnMemory(torch.device(device)), []
     for index in range(8):
         made = torch.full((64 * MIB,), index, dtype=torch.uint8, device=device)
         kept.append(lasting.keep(made[: 12 * MIB]))

@@ -71,9 +71,13 @@ def test_no_room_is_not_hidden_by_the_end(
 @pytest.mark.gpu
 def test_no_room_in_a_capture() -> None:
     side = torch.cuda.Stream()
-    with pytest.raises(torch.OutOfMemoryError), captured(torch.cuda.CUDAGraph()):
+
+    def work() -> None:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             torch.ones(8, device="cuda")
         torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+
+    with pytest.raises(torch.OutOfMemoryError), captured(torch.cuda.CUDAGraph()):
+        work()
     assert float(torch.ones(3, device="cuda").sum()) == 3

@@ -235,7 +235,7 @@ def test_graphs_for_small_steps() -> None:
 def test_dropout_takes_memory() -> None:
     shape, policies = shape_of("7b"), Policies("stream", ("offload",) * 32)
     peaks = [predict_fast(shape, TrainingMemory(4, 2048, dropout=p), policies).peak_bytes for p in (0.0, 0.1)]
-    assert peaks[1] - peaks[0] == 8192 * 11008 * 2  # by count, see `linear_group._dropped`
+    assert peaks[1] - peaks[0] == 8192 * 11008 * 2  # by count, see `linear_group.dropped_input`
     times = [predict_step(shape, TrainingMemory(4, 2048, dropout=p), policies, H200).seconds for p in (0.0, 0.1)]
     assert 1.05 < times[1] / times[0] < 1.3
 
