@@ -8,10 +8,14 @@ memory is its own, can take none of it. Two things are done about that, both bef
   other. It is an environment variable that PyTorch reads when it first looks at a GPU.
 - What stays as long as the model does (weights, kept matrices) has memory of its own, `OwnMemory`: in the rest
   everything goes, and the allocator can give all of it back. So have graphs, for all of which one such memory does.
+
+While such a memory is filled, or a graph is captured, no other one may be taken down: PyTorch ends the process then
+(torch 2.11). Python's collector would do it, wherever it finds a model that is garbage; so it rests (`uncollected`).
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +39,18 @@ def let_segments_grow() -> None:
         return
     if not any(name in os.environ for name in VARIABLES):
         os.environ[VARIABLES[0]] = GROWING
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Lets Python's collector rest inside the block."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class OwnMemory:
@@ -64,7 +80,7 @@ class OwnMemory:
             return
         import torch
 
-        with torch.cuda.use_mem_pool(self._pool, self._index):
+        with uncollected(), torch.cuda.use_mem_pool(self._pool, self._index):
             yield
 
     def keep(self, tensor: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ is one of these: a cycle that holds another graph, or an event, is freed wheneve
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from chulengo.model.allocator import uncollected
 
 
 @contextmanager
@@ -29,15 +30,11 @@ def captured(
         OutOfMemoryError: no room for what the block launches. The capture's own end fails then too, and says less.
     """
     torch.cuda.synchronize()
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
-            yield
-    except torch.AcceleratorError as error:
-        if isinstance(error.__context__, torch.OutOfMemoryError):
-            raise error.__context__ from None
-        raise
-    finally:
-        if collects:
-            gc.enable()
+    with uncollected():
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                yield
+        except torch.AcceleratorError as error:
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
+            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -75,3 +76,34 @@ def test_what_goes_leaves_no_holes(device: str) -> None:
     assert [int(part.max()) for part in kept] == list(range(8))
     kept.clear()
     assert held() - before <= 2 * MIB
+
+
+def test_the_collector_rests_while_memory_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "MemPool", lambda: SimpleNamespace(id=(3, 0)))
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", lambda pool, index: contextlib.nullcontext())
+    lasting = OwnMemory(torch.device("cuda", 1))
+    assert lasting.pool == (3, 0)
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="inside"), lasting.held():
+        _fail_unless(not gc.isenabled())
+    assert gc.isenabled()
+
+
+def _fail_unless(rests: bool) -> None:
+    raise ValueError("inside" if rests else "the collector works")
+
+
+@pytest.mark.gpu
+def test_another_memory_becomes_garbage_meanwhile() -> None:
+    """PyTorch would end this process, were it collected inside."""
+    device = torch.device("cuda", 0)
+    old = OwnMemory(device)
+    cycle: list[object] = [old, old.keep(torch.ones(1 << 20, device=device))]
+    cycle.append(cycle)
+    del old, cycle
+    lasting = OwnMemory(device)
+    with lasting.held():
+        made = [[torch.ones(1, device=device)] for _ in range(20_000)]
+    assert len(made) == 20_000
+    assert gc.isenabled()
