@@ -146,9 +146,11 @@ class StepGraphs:
         around = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(around)
         threads = torch.autograd.set_multithreading_enabled(False)
-        with threads, torch.cuda.stream(self._stream), self._memory.held():
-            yield
-        around.wait_stream(self._stream)
+        try:
+            with threads, torch.cuda.stream(self._stream), self._memory.held():
+                yield
+        finally:
+            around.wait_stream(self._stream)
 
     def _first(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
         with self.room():
