@@ -71,7 +71,7 @@ def test_auto_fills_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen().settings()["activations_policy"] == "keep"
     assert chosen(batch_size=1).settings()["graphs"] == "always"
     assert chosen(policies=Wanted(graphs="never"), batch_size=1).settings()["graphs"] == "never"
-    assert chosen(gradient_checkpointing=True).settings()["activations_policy"] == "full"
+    assert chosen(gradient_checkpointing=True).settings()["activations_policy"] == "offload-attention"
 
 
 def test_what_does_not_fit_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
