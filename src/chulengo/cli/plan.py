@@ -301,7 +301,8 @@ def _print(
     console.print(f"{config.model.name}: {size}", markup=False, soft_wrap=True)
     if plan.predicted:
         rows = f"{settings.batch_size} x {settings.row_tokens:,} tokens x {settings.gradient_accumulation}"
-        how = f"{settings.quantization} weights, {settings.compute_dtype}, {rows}, rank {settings.rank}"
+        held = "unquantised" if settings.quantization == "none" else settings.quantization
+        how = f"{held} weights, {settings.compute_dtype}, {rows}, rank {settings.rank}"
         console.print(f"{how}, {settings.optimizer}{', recompute' if settings.gradient_checkpointing else ''}")
     else:
         console.print(f"Cannot predict: {plan.reason}. This is the least it takes: the weights alone.", style="yellow")

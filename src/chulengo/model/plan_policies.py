@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -29,8 +29,8 @@ from chulengo.model.plan import (
     changed_memory,
     changes_by_cost,
     does_not_fit,
+    first_fitting,
     needed_bytes,
-    override_text,
     predict_memory,
 )
 from chulengo.model.plan_fast import RECOMPUTED, Policies, pinned_bytes, predict_fast
@@ -162,17 +162,18 @@ def smallest_run_change(
     What the plan can choose by itself is no change; leaving to it what the user insisted on is the smallest.
     """
     wanted = wanted or Wanted()
+    wish = dict(zip(SETTING.values(), astuple(wanted), strict=True))
+
+    def fitting(overrides: Mapping[str, Any]) -> Plan | None:
+        left = Wanted(*(overrides.get(key, value) for key, value in wish.items()))
+        changes = {key: value for key, value in overrides.items() if key not in wish}
+        plan = plan_run(config, changed_memory(settings, changes), device, left).plan
+        return plan if needed_bytes(plan) <= device.free_bytes else None
+
     # recomputation is not among the changes: `auto` does it by itself where that is needed
-    for changes in ({}, *changes_by_cost(replace(settings, gradient_checkpointing=True))):
-        for freed in _freed(wanted):
-            overrides = {SETTING[name]: value for name, value in freed.items()} | changes
-            if not overrides:
-                continue
-            left = replace(wanted, **freed)
-            found = plan_run(config, changed_memory(settings, changes), device, left)
-            if needed_bytes(found.plan) <= device.free_bytes:
-                return tuple(override_text(key, value) for key, value in overrides.items()), found.plan
-    return None
+    changes: list[dict[str, Any]] = [{}, *changes_by_cost(replace(settings, gradient_checkpointing=True))]
+    freed = [{SETTING[name]: value for name, value in some.items()} for some in _freed(wanted)]
+    return first_fitting([some | more for more, some in product(changes, freed) if some or more], fitting)
 
 
 def _freed(wanted: Wanted) -> list[dict[str, str]]:

@@ -91,8 +91,8 @@ def test_the_fast_engines_way_out(seven_b: Path, capsys: pytest.CaptureFixture[s
     arguments = ["plan", "--model", str(seven_b), "--device-memory", "6GiB", "--set", "training.max_seq_tokens=2048"]
     assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert "--set training.batch_size=1 --set training.gradient_accumulation=4   (then" in said
-    typed = ["--set", "training.batch_size=1", "--set", "training.gradient_accumulation=4"]
+    assert "--set training.batch_size=2 --set training.gradient_accumulation=2   (then" in said
+    typed = ["--set", "training.batch_size=2", "--set", "training.gradient_accumulation=2"]
     assert main([*arguments, *typed]) == 0
     # what was insisted on is given up first
     kept = ["plan", "--model", str(seven_b), "--device-memory", "16GiB", "--set", "training.max_seq_tokens=2048",

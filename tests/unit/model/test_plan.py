@@ -11,8 +11,11 @@ import pytest
 from chulengo.errors import ConfigError, DoesNotFitError
 from chulengo.model import plan as door
 from chulengo.model.plan import (
+    BATCH_KEYS,
     DeviceMemory,
     TrainingMemory,
+    changed_memory,
+    changes_by_cost,
     check_fits,
     needed_bytes,
     predict_memory,
@@ -259,7 +262,8 @@ def test_unknown_values_are_named_all_at_once() -> None:
 
 @pytest.mark.parametrize(("gib", "expected"), [
     (24, ("training.gradient_checkpointing=true",)),
-    (9.9, ("training.gradient_checkpointing=true", "training.batch_size=1", "training.gradient_accumulation=8")),
+    (9.9, ("training.gradient_checkpointing=true", "training.batch_size=2", "training.gradient_accumulation=4")),
+    (7.3, ("training.gradient_checkpointing=true", "training.batch_size=1", "training.gradient_accumulation=8")),
     (6.3, ("training.gradient_checkpointing=true", "training.batch_size=1", "training.gradient_accumulation=8",
            "training.optimizer=paged_adamw_8bit")),
 ])  # fmt: skip
@@ -278,6 +282,33 @@ def test_shorter_rows_before_giving_up() -> None:
     assert found is not None
     assert found[0] == ("training.max_seq_tokens=2048",)
     assert smallest_change(LLAMA_7B, settings, 2 * GIB) is None
+
+
+def test_the_rank_is_the_last_to_go() -> None:
+    settings = TrainingMemory(4, 2048, rank=512, gradient_checkpointing=True, optimizer="adamw_8bit")
+    smaller = ("training.batch_size=1", "training.gradient_accumulation=4")
+    for gib, expected in ((16, ("lora.rank=256",)), (12, ("lora.rank=128",)), (8, (*smaller, "lora.rank=64"))):
+        found = smallest_change(LLAMA_7B, settings, gib * GIB)
+        assert found is not None
+        assert found[0] == expected
+        assert needed_bytes(found[1]) <= gib * GIB
+    assert changed_memory(settings, {"lora.rank": 8}).rank == 8
+
+
+def test_batches_are_halved_and_their_rows_stay_the_same() -> None:
+    for batch in (1, 6, 7, 16):
+        settings = TrainingMemory(batch, 512, gradient_accumulation=3, gradient_checkpointing=True)
+        sizes = [
+            (step["training.batch_size"], step["training.gradient_accumulation"])
+            for step in changes_by_cost(settings) if list(step) == list(BATCH_KEYS)
+        ]  # fmt: skip
+        assert sizes == [(n, 3 * batch // n) for n in range(batch - 1, 0, -1) if batch % n == 0]
+
+
+def test_what_is_not_quantised_is_not_called_so() -> None:
+    parts = predict_memory(LLAMA_7B, TrainingMemory(1, 512, quantization="none", device="cpu")).parts
+    assert parts["weights"] == 2 * 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    assert "quantised weights" not in parts
 
 
 def test_check_fits_refuses_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

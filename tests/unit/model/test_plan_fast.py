@@ -362,8 +362,8 @@ def test_the_way_out_fits() -> None:
     with pytest.raises(DoesNotFitError) as caught:
         check_room(config, settings, small, found)
     assert "Small GPU has 6.00 GiB free" in str(caught.value)
-    assert "--set training.batch_size=1 --set training.gradient_accumulation=4" in str(caught.value)
-    changed = changed_memory(settings, {"training.batch_size": 1, "training.gradient_accumulation": 4})
+    assert "--set training.batch_size=2 --set training.gradient_accumulation=2" in str(caught.value)
+    changed = changed_memory(settings, {"training.batch_size": 2, "training.gradient_accumulation": 2})
     check_room(config, changed, small, plan_run(config, changed, small))
     assert smallest_run_change(config, settings, DeviceMemory("Tiny", "cuda", GIB, GIB)) is None
     # nothing that is learned changes where policies suffice, and only as many of them as it takes
@@ -379,6 +379,39 @@ def test_the_way_out_fits() -> None:
         change = smallest_run_change(config, settings, card, wanted)
         assert change is not None
         assert change[0] == overrides
+
+
+@pytest.mark.parametrize(("gib", "settings", "said"), [
+    (8, TrainingMemory(16, 2048, gradient_accumulation=2), "training.batch_size=4 training.gradient_accumulation=8"),
+    (6, TrainingMemory(6, 1024), "training.batch_size=3 training.gradient_accumulation=2"),
+    (8, TrainingMemory(4, 2048, rank=512),
+     "training.batch_size=2 training.gradient_accumulation=2 lora.rank=64"),
+    (8, TrainingMemory(1, 256, rank=512, optimizer="adamw_8bit"), "lora.rank=64"),
+])  # fmt: skip
+def test_no_more_is_changed_than_has_to_be(gib: int, settings: TrainingMemory, said: str) -> None:
+    card = DeviceMemory("GPU", "cuda", gib * GIB, gib * GIB)
+    change = smallest_run_change(config_of("7b"), settings, card)
+    assert change is not None
+    assert " ".join(change[0]) == said
+    assert needed_bytes(change[1]) <= gib * GIB
+
+
+def test_resident_matrices_are_counted_on_a_cpu() -> None:
+    config, matrices = config_of("7b"), 4 * 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    settings = TrainingMemory(1, 512, device="cpu", compute_dtype="float32", autocast=False)
+    for gib, weights, kept in ((22, "stream", "keep"), (60, "resident", "keep")):
+        cpu = DeviceMemory("CPU", "cpu", gib * GIB, gib * GIB)
+        found = plan_run(config, settings, cpu)
+        assert (found.policies.weights, found.policies.activations[0]) == (weights, kept)
+    assert found.plan.parts["matrices"] == matrices
+    small = DeviceMemory("CPU", "cpu", 22 * GIB, 22 * GIB)
+    found = plan_run(config, settings, small, Wanted("resident"))
+    assert needed_bytes(found.plan) > matrices > 24 * GIB
+    with pytest.raises(DoesNotFitError, match="matrices 24.12 GiB") as caught:
+        check_room(config, settings, small, found, Wanted("resident"))
+    assert "--set model.weights_policy=auto" in str(caught.value)
+    eighth = plan_run(config, settings, small, Wanted("resident-fp8"))
+    assert eighth.plan.parts["matrices"] == matrices // 2
 
 
 def test_a_cpu_goes_by_the_reference_engines_plan() -> None:

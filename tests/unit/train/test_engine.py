@@ -79,8 +79,8 @@ def test_what_does_not_fit_is_refused_with_the_way_out(monkeypatch: pytest.Monke
     with pytest.raises(DoesNotFitError, match=r"Some GPU has 6.00 GiB free") as caught:
         chosen().check_room()
     assert caught.value.next_step is not None
-    assert "--set training.batch_size=1 --set training.gradient_accumulation=4" in caught.value.next_step
-    chosen(batch_size=1, gradient_accumulation=4).check_room()
+    assert "--set training.batch_size=2 --set training.gradient_accumulation=2" in caught.value.next_step
+    chosen(batch_size=2, gradient_accumulation=2).check_room()
 
 
 def test_the_reference_engine_takes_no_policies(monkeypatch: pytest.MonkeyPatch) -> None:
