@@ -115,6 +115,8 @@ def _forecast(
 ) -> RunForecast:
     from chulengo.model.plan import needed_bytes, predict_memory, smallest_change
     from chulengo.model.plan_policies import plan_run, smallest_run_change
+    from chulengo.model.plan_shapes import read_shape
+    from chulengo.model.policy_checks import check_policies
     from chulengo.train.finetune import wanted_policies
 
     reason = _why_not_fast(config, model_config, settings, device, facts, planned=planned)
@@ -123,7 +125,9 @@ def _forecast(
         fits = needed_bytes(plan) <= device.free_bytes
         change = None if fits else smallest_change(model_config, settings, device.free_bytes)
         return RunForecast("reference", reason, plan, None, None, None, None, fits, change)
-    wanted = wanted_policies(config)
+    wanted, shape = wanted_policies(config), read_shape(model_config)
+    assert shape is not None, "the fast engine covers nothing else"
+    check_policies(wanted, shape, device)
     found = plan_run(model_config, settings, device, wanted)
     fits = needed_bytes(found.plan) <= device.free_bytes
     change = None if fits else smallest_run_change(model_config, settings, device, wanted)

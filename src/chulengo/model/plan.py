@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DeviceMemory", "Plan", "TrainingMemory", "advice", "changed_memory", "changes_by_cost", "check_fits",
-    "device_memory", "does_not_fit", "first_fitting", "gib", "needed_bytes", "override_text", "predict_memory", "smallest_change",
-    "stored_shapes", "training_memory",
+    "device_memory", "does_not_fit", "first_fitting", "gib", "needed_bytes", "override_text", "predict_memory",
+    "smallest_change", "stored_shapes", "training_memory",
 ]  # fmt: skip
 
 BATCH_KEYS = ("training.batch_size", "training.gradient_accumulation")
@@ -40,6 +40,7 @@ class DeviceMemory:
     total_bytes: int
     has_bf16: bool = True
     host_bytes: int | None = None  # this process's share of the free memory of a GPU's machine; None: enough
+    capability: tuple[int, int] | None = None  # compute capability of a GPU; None: not known
 
 
 def device_memory(device: str = "auto") -> DeviceMemory:
@@ -62,12 +63,11 @@ def device_memory(device: str = "auto") -> DeviceMemory:
         place = resolve_device(device)
         if place.type == "cuda":
             free, total = torch.cuda.mem_get_info(place)
-            has_bf16 = torch.cuda.get_device_capability(place)[0] >= 8
+            capability = torch.cuda.get_device_capability(place)
             name, limit = torch.cuda.get_device_name(place), limit_of(place)
-            if limit is None:
-                return DeviceMemory(name, "cuda", free, total, has_bf16, share)
-            name, free = f"{name}, limited to {gib(limit)},", min(free, limit)
-            return DeviceMemory(name, "cuda", free, limit, has_bf16, share)
+            if limit is not None:
+                name, free, total = f"{name}, limited to {gib(limit)},", min(free, limit), limit
+            return DeviceMemory(name, "cuda", free, total, capability[0] >= 8, share, capability)
     return DeviceMemory(f"this machine ({os.cpu_count()} CPU cores)", "cpu", memory.available, memory.total)
 
 
@@ -171,7 +171,7 @@ def first_fitting(
                 kept, plan = fewer, without
         # and of batches the largest: the candidates name them from there down
         larger = (each for each in candidates if set(each) == set(BATCH_KEYS) <= set(kept))
-        for more in (kept | each for each in larger):
+        for more in ({**kept, **each} for each in larger):
             if (with_more := fitting(more)) is not None:
                 kept, plan = more, with_more
                 break

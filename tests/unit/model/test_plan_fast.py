@@ -407,7 +407,7 @@ def test_resident_matrices_are_counted_on_a_cpu() -> None:
     small = DeviceMemory("CPU", "cpu", 22 * GIB, 22 * GIB)
     found = plan_run(config, settings, small, Wanted("resident"))
     assert needed_bytes(found.plan) > matrices > 24 * GIB
-    with pytest.raises(DoesNotFitError, match="matrices 24.12 GiB") as caught:
+    with pytest.raises(DoesNotFitError, match=r"matrices 24\.12 GiB") as caught:
         check_room(config, settings, small, found, Wanted("resident"))
     assert "--set model.weights_policy=auto" in str(caught.value)
     eighth = plan_run(config, settings, small, Wanted("resident-fp8"))

@@ -39,9 +39,9 @@ PLAN = {
 }  # fmt: skip
 
 
-def card(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
+def card(monkeypatch: pytest.MonkeyPatch, gib: float, capability: tuple[int, int] = (9, 0)) -> None:
     """Lets the engine see a GPU of this size."""
-    memory = DeviceMemory("Some GPU", "cuda", int(gib * GIB), int(gib * GIB))
+    memory = DeviceMemory("Some GPU", "cuda", int(gib * GIB), int(gib * GIB), capability=capability)
     monkeypatch.setattr(engine, "device_memory", lambda device: memory)
     monkeypatch.setattr(engine, "resolve_device", lambda device: torch.device("cuda", 0))
     monkeypatch.setattr(engine, "resolve_dtype", lambda name, place: torch.bfloat16)
@@ -97,7 +97,6 @@ def test_the_reference_engine_takes_no_policies(monkeypatch: pytest.MonkeyPatch)
 
 def test_fp8_is_never_dropped_for_the_reference_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     card(monkeypatch, 139)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
     assert chosen(policies=Wanted("fp8")).settings()["weights_policy"] == "resident-fp8"
     with pytest.raises(ConfigError, match=r"fp8, which the fast engine alone has.*attention is eager") as caught:
         chosen(policies=Wanted("fp8"), attention="eager")
@@ -107,16 +106,21 @@ def test_fp8_is_never_dropped_for_the_reference_engine(monkeypatch: pytest.Monke
 
 def test_fp8_where_the_gpu_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     card(monkeypatch, 139)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
     monkeypatch.setitem(SEVEN_B, "intermediate_size", 11000)
     with pytest.raises(ConfigError, match=r"intermediate_size of 11000 features"):
         chosen(policies=Wanted("stream-fp8"))
     chosen(policies=Wanted("stream"))
     monkeypatch.setitem(SEVEN_B, "intermediate_size", 11008)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (8, 6))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "Some GPU")
+    card(monkeypatch, 139, (8, 6))
     with pytest.raises(ConfigError, match=r"Some GPU has no products in FP8"):
         chosen(policies=Wanted("stream-fp8"))
+
+
+def test_what_cannot_be_had_is_refused_before_a_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 139)
+    monkeypatch.setitem(SEVEN_B, "tie_word_embeddings", True)
+    with pytest.raises(ConfigError, match="the model's head is the same table"):
+        chosen(policies=Wanted(embeddings="host"))
 
 
 def test_the_model_gets_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
