@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DeviceMemory", "Plan", "TrainingMemory", "advice", "changed_memory", "changes_by_cost", "check_fits",
-    "device_memory", "does_not_fit", "first_fitting", "gib", "needed_bytes", "override_text", "predict_memory",
-    "smallest_change", "stored_shapes", "training_memory",
+    "device_memory", "does_not_fit", "first_fitting", "gib", "is_tight", "needed_bytes", "override_text",
+    "predict_memory", "room_line", "smallest_change", "stored_shapes", "training_memory",
 ]  # fmt: skip
 
 BATCH_KEYS = ("training.batch_size", "training.gradient_accumulation")
@@ -101,6 +101,7 @@ def check_fits(
     *,
     device: torch.device | str,
     stored: Mapping[str, Sequence[int]] | None = None,
+    say: Callable[[str], None] | None = None,
     **values: Any,
 ) -> Plan:
     """Returns the plan of a run that fits on a device; to be called before anything is loaded.
@@ -111,6 +112,7 @@ def check_fits(
         config: content of the model's `config.json`.
         device: cpu, cuda, cuda:N or auto, or what `model.load.resolve_device` made of it.
         stored: shapes of the stored tensors, for architectures that the plan does not know.
+        say: told of a plan that is tight, in the plan's own words.
         values: see `training_memory`.
 
     Raises:
@@ -122,7 +124,28 @@ def check_fits(
     if needed_bytes(plan) > place.free_bytes:
         change = smallest_change(config, settings, place.free_bytes)
         raise DoesNotFitError(does_not_fit(plan, place), next_step=advice(change))
+    if say is not None and is_tight(plan, place):
+        say(room_line(plan, place))
     return plan
+
+
+def is_tight(plan: Plan, device: DeviceMemory) -> bool:
+    """Returns whether a plan fits only without the allocator's slack."""
+    return needed_bytes(plan) <= device.free_bytes < plan.device_bytes
+
+
+def room_line(plan: Plan, device: DeviceMemory, verdict: str = "fits") -> str:
+    """Returns what is needed, what there is, and what follows, in one line.
+
+    Args:
+        plan: of the run.
+        device: where it goes.
+        verdict: as the reader is to see it.
+    """
+    least = "" if plan.predicted else "at least "
+    need = f"needs {least}{gib(needed_bytes(plan))}, {device.name} has {gib(device.free_bytes)} free"
+    slack = " (tight: the allocator will have to give back its slack)" if is_tight(plan, device) else ""
+    return f"{need}: {verdict}, {needed_bytes(plan) / max(1, device.free_bytes):.0%}{slack}"
 
 
 def needed_bytes(plan: Plan) -> int:

@@ -30,8 +30,10 @@ from chulengo.model.plan import (
     changes_by_cost,
     does_not_fit,
     first_fitting,
+    is_tight,
     needed_bytes,
     predict_memory,
+    room_line,
 )
 from chulengo.model.plan_fast import RECOMPUTED, Policies, pinned_bytes, predict_fast
 from chulengo.model.plan_memory import DTYPE_BYTES, Plan, TrainingMemory
@@ -146,12 +148,23 @@ def leaner_run(
 
 def check_room(
     config: Mapping[str, Any], settings: TrainingMemory, device: DeviceMemory, found: RunPlan,
-    wanted: Wanted | None = None,
+    wanted: Wanted | None = None, *, say: Callable[[str], None] | None = None,
 ) -> None:  # fmt: skip
-    """Raises `DoesNotFitError`, with the smallest change that does, unless a plan of `plan_run` fits."""
+    """Raises `DoesNotFitError`, with the smallest change that does, unless a plan of `plan_run` fits.
+
+    Args:
+        config: content of the model's `config.json`.
+        settings: of the run.
+        device: where it goes.
+        found: of `plan_run`.
+        wanted: what the user insists on.
+        say: told of a plan that is tight, in the plan's own words.
+    """
     if needed_bytes(found.plan) > device.free_bytes:
         change = smallest_run_change(config, settings, device, wanted)
         raise DoesNotFitError(does_not_fit(found.plan, device), next_step=advice(change))
+    if say is not None and is_tight(found.plan, device):
+        say(room_line(found.plan, device))
 
 
 def smallest_run_change(

@@ -43,7 +43,7 @@ class EngineChoice:
         compute_dtype: float32, bfloat16 or float16.
         precision: float32, bf16 or fp16.
         found: policies and plan of the fast engine; None for the reference engine.
-        check_room: raises `DoesNotFitError` when the fast engine's plan does not fit.
+        check_room: raises `DoesNotFitError` when the fast engine's plan does not fit; tells `say` of a tight one.
         leaner: returns the choice with policies that need less, None when there are none.
     """
 
@@ -52,7 +52,7 @@ class EngineChoice:
     compute_dtype: str
     precision: str
     found: RunPlan | None = None
-    check_room: Callable[[], None] = lambda: None
+    check_room: Callable[..., None] = lambda **_: None
     leaner: Callable[[], EngineChoice | None] = lambda: None
 
     def settings(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 
 from chulengo.errors import ConfigError, DoesNotFitError
 from chulengo.model import plan as door
+from chulengo.model import plan_memory
 from chulengo.model.plan import (
     BATCH_KEYS,
     DeviceMemory,
@@ -19,6 +20,7 @@ from chulengo.model.plan import (
     check_fits,
     needed_bytes,
     predict_memory,
+    room_line,
     smallest_change,
     stored_shapes,
     training_memory,
@@ -324,6 +326,20 @@ def test_check_fits_refuses_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert "--set training.gradient_checkpointing=true" in text
     plan = check_fits(LLAMA_7B, device="cuda:0", gradient_checkpointing=True, **values)
     assert needed_bytes(plan) < 16 * GIB
+
+
+def test_a_tight_plan_is_said_in_the_plans_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    values: dict[str, Any] = {"batch_size": 4, "max_seq_tokens": 2048, "gradient_checkpointing": True}
+    plan = predict_memory(LLAMA_7B, TrainingMemory(4, 2048, gradient_checkpointing=True, padded=True))
+    between = (needed_bytes(plan) + plan.device_bytes) // 2
+    for free, lines in ((plan.device_bytes, 0), (between, 1)):
+        card = DeviceMemory("Small GPU", "cuda", free, free)
+        monkeypatch.setattr(door, "device_memory", lambda device, card=card: card)
+        said: list[str] = []
+        check_fits(LLAMA_7B, device="cuda:0", say=said.append, **values)
+        assert said == [room_line(plan, card)] * lines
+    assert said[0].startswith(f"needs {plan_memory.gib(needed_bytes(plan))}, Small GPU has ")
+    assert said[0].endswith("fits, 98% (tight: the allocator will have to give back its slack)")
 
 
 def test_auto_is_resolved_for_the_device() -> None:

@@ -14,6 +14,7 @@ import torch
 
 import command_kit
 import tiny_models
+from chulengo.cli.main import main
 from chulengo.cli.train import memory_line, print_result
 from chulengo.config import load_config
 from chulengo.errors import ConfigError, DoesNotFitError
@@ -81,6 +82,43 @@ def test_what_does_not_fit_is_refused_with_the_way_out(monkeypatch: pytest.Monke
     assert caught.value.next_step is not None
     assert "--set training.batch_size=2 --set training.gradient_accumulation=2" in caught.value.next_step
     chosen(batch_size=2, gradient_accumulation=2).check_room()
+
+
+def test_a_tight_plan_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By train as by plan, in one and the same line."""
+    card(monkeypatch, 5.9)
+    found = chosen(batch_size=2).found
+    assert found is not None
+    assert needed_bytes(found.plan) <= 5.9 * GIB < found.plan.device_bytes
+    said: list[str] = []
+    chosen(batch_size=2).check_room(say=said.append)
+    card(monkeypatch, 139)
+    chosen(batch_size=2).check_room(say=said.append)
+    assert len(said) == 1
+    assert "Some GPU has 5.90 GiB free: fits, " in said[0]
+    assert said[0].endswith("(tight: the allocator will have to give back its slack)")
+
+    (tmp_path / "config.json").write_text(json.dumps(SEVEN_B))
+    words = ["plan", "--model", str(tmp_path), "--device-memory", "5.9GiB", "--set", "training.max_seq_tokens=2048"]
+    assert main([*words, "--set", "training.batch_size=2"]) == 0
+    assert said[0].replace("Some GPU", "the planned device") in capsys.readouterr().out.splitlines()
+
+    data = command_kit.write_lines(tmp_path / "talks.jsonl", *command_kit.conversations(24))
+    folder = tiny_models.write_model_folder(tmp_path / "llama", max_position_embeddings=512)
+    settings = [f"model.name={folder}", f"data.train={data}", "training.max_steps=1", "model.cpu_threads=1",
+                "training.max_seq_tokens=320", "training.overlong=drop", "data.validation_fraction=0",
+                f"out={tmp_path / 'run'}"]  # fmt: skip
+    monkeypatch.undo()
+    right, heard = finetune.engine_for, []
+
+    def tight(*arguments: Any) -> engine.EngineChoice:
+        return replace(right(*arguments), check_room=lambda say: say("tight"))
+
+    monkeypatch.setattr(finetune, "engine_for", tight)
+    finetune.finetune(load_config(None, settings), message=heard.append)
+    assert "tight" in heard
 
 
 def test_the_reference_engine_takes_no_policies(monkeypatch: pytest.MonkeyPatch) -> None:
