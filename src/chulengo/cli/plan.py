@@ -175,7 +175,7 @@ def _assumed(settings: TrainingMemory, device: DeviceMemory, plan: Plan, policie
     least = "8.9" if len(has) > 1 else "8.0"
     said = [f"a GPU that has {' and '.join(has)} (compute capability {least} and above)"] if has else []
     if plan.host_bytes:
-        said.append("room for it in the host's memory, which was not looked at")
+        said.append("room in the host's memory for what goes there, which was not looked at")
     return f"assumed: {', and '.join(said)}" if said else None
 
 

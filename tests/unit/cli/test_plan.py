@@ -223,7 +223,7 @@ def test_a_config_alone_of_an_unknown_architecture(tmp_path: Path, capsys: pytes
 
 
 BF16 = "assumed: a GPU that has bfloat16 (compute capability 8.0 and above)"
-HOST = "room for it in the host's memory, which was not looked at"
+HOST = "room in the host's memory for what goes there, which was not looked at"
 
 
 @pytest.mark.parametrize(("memory", "settings", "said"), [
