@@ -187,6 +187,21 @@ def test_nothing_that_fits_is_faster(batch: int, tokens: int, eighth: str, monke
     assert len(asked) <= 200 * len(CARDS)
 
 
+def test_a_graph_is_worth_the_slack() -> None:
+    """It has the gradients twice here, and without it a step of 512 tokens takes four times as long."""
+    shape, settings = shape_of("7b"), TrainingMemory(1, 512, gradient_accumulation=4, optimizer="adamw_8bit")
+    for tenths, graphs, tight in ((51, False, True), (52, True, True), (55, True, True), (60, True, False)):
+        policies = choose_policies(shape, settings, tenths * GIB // 10)
+        assert policies is not None
+        assert policies.graphs == graphs
+        plan = predict_fast(shape, settings, policies)
+        assert needed_bytes(plan) <= tenths * GIB // 10
+        assert (plan.device_bytes > tenths * GIB // 10) == tight
+    plain = predict_fast(shape, settings, Policies("stream", ("offload",) * 32, "host"))
+    assert plain.device_bytes <= 5.5 * GIB, "without a graph the slack would be there"
+    assert choose_policies(shape, settings, 5 * GIB) is None
+
+
 def test_resident_weights_are_worth_computing_some_layers_again() -> None:
     """At 512 tokens writing matrices from NF4 takes half of the step."""
     shape, settings = shape_of("7b"), TrainingMemory(1, 512, optimizer="adamw_8bit")
