@@ -142,7 +142,7 @@ def test_no_room_as_planned(tmp_path: Path, capsys: Capture) -> None:
     assert "This run does not fit: it needs" in said
     assert "the planned device has 8.00 GiB free. Largest parts:" in said
     change = next(line for line in said.splitlines() if line.startswith("  try:"))[9:].split("   (then")[0]
-    assert "training.batch_size=1" in change
+    assert "training.batch_size=2" in change
     assert main([*map(str, words), *change.split()]) == 0, "what it says to type, typed, fits"
     said = refused(capsys, "plan", "--model", tmp_path, "--device-memory", "3GiB")
     assert "a smaller model or a larger device" in said

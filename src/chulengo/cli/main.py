@@ -109,10 +109,19 @@ class _Parser(argparse.ArgumentParser):
             unknown = message.split(":", 1)[1].split()[0]
             options = [option for action in self._actions for option in action.option_strings]
             hint = nearest(unknown.split("=")[0], options)
+        elif message.endswith("expected one argument"):  # a value that begins with - is taken for an option
+            hint = self._example(message.removeprefix("argument ").split(":")[0])
         raise ChulengoError(
             f"{message[0].upper()}{message[1:]}.",
             next_step=f"{self.prog} … {hint}" if hint else f"{self.prog} --help",
         )
+
+    def _example(self, option: str) -> str | None:
+        """Returns an option, its value's name and what it is for, as they stand in the help."""
+        for action in self._actions:
+            if option == "/".join(action.option_strings):
+                return f"{option} {action.metavar or ''}   ({action.help})"
+        return None
 
 
 def _overview() -> str:

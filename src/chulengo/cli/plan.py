@@ -7,25 +7,29 @@
 Of a run that the fast engine covers, its policies are chosen here as `train` would choose them. Its speed is predicted
 at rates measured on this machine's GPU, which takes a second, or, with --device-memory, at those of one H200.
 
-Exit status 0 when it fits, 2 when it does not. No weight is read.
+Exit status 0 when it fits, 2 when it does not or when nothing is known of the model. No weight is read. Of an
+architecture whose layers are not known the weights' headers give the least it takes, not whether it fits.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chulengo.cli.arguments import add_run_arguments, config_from
 from chulengo.config.sizes import bytes_of
-from chulengo.errors import ConfigError, DoesNotFitError
+from chulengo.errors import ConfigError, DoesNotFitError, ModelError
 
 if TYPE_CHECKING:
     from chulengo.config import RunConfig
     from chulengo.model.plan import DeviceMemory, Plan, TrainingMemory
     from chulengo.model.plan_fast import Policies
     from chulengo.model.plan_speed import DeviceRates, StepTime
+
+LEAST_BYTES = 1 << 20  # of a planned device: below, somebody forgot the unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,9 @@ class RunForecast:
         step: time of a full micro-batch; None where no rates are known.
         run_seconds: of the whole training without validation; None without data or rates.
         rates: of the device; None: the speed is not predicted.
-        fits: whether the memory suffices.
+        fits: whether the memory suffices; None where only the least it takes is known, and that does.
         change: the smallest change with which it does.
+        assumed: what is not known of a device that is not there, in words; None: of this machine's everything is.
     """
 
     engine: str
@@ -79,8 +84,9 @@ class RunForecast:
     step: StepTime | None
     run_seconds: float | None
     rates: DeviceRates | None
-    fits: bool
+    fits: bool | None
     change: tuple[tuple[str, ...], Plan] | None
+    assumed: str | None = None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -104,9 +110,29 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(_as_json(config, forecast, device, settings, facts), indent=2))
     else:
         _print(config, forecast, device, settings, facts)
-    if not forecast.fits:
+    if forecast.fits is False:
         raise DoesNotFitError(does_not_fit(forecast.plan, device), next_step=advice(forecast.change))
+    if not forecast.plan.num_parameters:
+        raise _nothing_known(config, model_config, forecast.plan)
     return 0
+
+
+def _nothing_known(config: RunConfig, model_config: dict[str, Any], plan: Plan) -> ModelError:
+    from pathlib import Path
+
+    from chulengo.model.plan_shapes import FAMILY, read_shape
+
+    name = config.model.name
+    said = f"Whether this run fits cannot be said: {plan.reason}, and there are no weights whose sizes could be read."
+    if read_shape(model_config) is not None:
+        return ModelError(said, next_step="--set lora.targets=all-linear")
+    folder = Path(name).expanduser()
+    fetch = "" if folder.is_dir() else f"hf download {name} --local-dir {folder.name}, then: "
+    return ModelError(
+        said, allowed=f"a config.json alone of {', '.join(FAMILY)}; of others the *.safetensors beside it",
+        next_step=f"{fetch}chulengo plan --model {name if folder.is_dir() else folder.name}"
+        f"{'   (with its *.safetensors in that folder)' if folder.is_dir() else ''}",
+    )  # fmt: skip
 
 
 def _forecast(
@@ -115,21 +141,42 @@ def _forecast(
 ) -> RunForecast:
     from chulengo.model.plan import needed_bytes, predict_memory, smallest_change
     from chulengo.model.plan_policies import plan_run, smallest_run_change
+    from chulengo.model.plan_shapes import read_shape
+    from chulengo.model.policy_checks import check_policies
     from chulengo.train.finetune import wanted_policies
 
     reason = _why_not_fast(config, model_config, settings, device, facts, planned=planned)
+    assumed = functools.partial(_assumed, settings, device) if planned else lambda *_: None
     if config.model.engine == "reference" or reason is not None:
         plan = predict_memory(model_config, settings, stored=stored)
-        fits = needed_bytes(plan) <= device.free_bytes
-        change = None if fits else smallest_change(model_config, settings, device.free_bytes)
-        return RunForecast("reference", reason, plan, None, None, None, None, fits, change)
-    wanted = wanted_policies(config)
+        enough = needed_bytes(plan) <= device.free_bytes
+        change = None if enough else smallest_change(model_config, settings, device.free_bytes)
+        fits = None if enough and not plan.predicted else enough
+        return RunForecast("reference", reason, plan, None, None, None, None, fits, change, assumed(plan, None))
+    wanted, shape = wanted_policies(config), read_shape(model_config)
+    assert shape is not None, "the fast engine covers nothing else"
+    check_policies(wanted, shape, device)
     found = plan_run(model_config, settings, device, wanted)
-    fits = needed_bytes(found.plan) <= device.free_bytes
-    change = None if fits else smallest_run_change(model_config, settings, device, wanted)
+    enough = needed_bytes(found.plan) <= device.free_bytes
+    change = None if enough else smallest_run_change(model_config, settings, device, wanted)
     rates = _rates(config, device, planned=planned)
     step, seconds = _times(model_config, settings, found.policies, rates, facts)
-    return RunForecast("fast", None, found.plan, found.policies, step, seconds, rates, fits, change)
+    assumption = assumed(found.plan, found.policies)
+    return RunForecast("fast", None, found.plan, found.policies, step, seconds, rates, enough, change, assumption)
+
+
+def _assumed(settings: TrainingMemory, device: DeviceMemory, plan: Plan, policies: Policies | None) -> str | None:
+    """Returns what a plan takes for granted of a GPU of which only the memory is known, in one line."""
+    if device.kind != "cuda":
+        return None
+    has = ["bfloat16"] if settings.compute_dtype == "bfloat16" else []
+    if policies is not None and policies.fp8:
+        has.append("products in FP8")
+    least = "8.9" if len(has) > 1 else "8.0"
+    said = [f"a GPU that has {' and '.join(has)} (compute capability {least} and above)"] if has else []
+    if plan.host_bytes:
+        said.append("room in the host's memory for what goes there, which was not looked at")
+    return f"assumed: {', and '.join(said)}" if said else None
 
 
 def _why_not_fast(
@@ -196,16 +243,22 @@ def _times(
 
 
 def parse_size(text: str) -> int:
-    """Returns the bytes that a size such as 24GiB, 80GB, 512M or 1000000 says; G alone is GiB.
+    """Returns the bytes that a size such as 24GiB, 80GB, 512M or 24000000000 says; G alone is GiB.
 
     Raises:
-        ConfigError: it is no size.
+        ConfigError: it is no size, or so small that its unit is missing.
     """
     size = bytes_of(text)
     if size is None:
         raise ConfigError(
             f"--device-memory {text!r} is no size.", allowed="a number with GiB, GB, MiB or MB",
             next_step="--device-memory 24GiB",
+        )
+    if size < LEAST_BYTES:
+        number = text.strip().rstrip("Bb").strip()
+        raise ConfigError(
+            f"--device-memory {text!r} is {size:,} bytes.", allowed="a number with GiB, GB, MiB or MB",
+            next_step=f"--device-memory {number if number.isdecimal() else 24}GiB",
         )
     return size
 
@@ -279,7 +332,7 @@ def _as_json(
     step, rates, policies = forecast.step, forecast.rates, forecast.policies
     return {
         "model": config.model.name, "fits": forecast.fits, "engine": forecast.engine, "reason": forecast.reason,
-        "policies": policies.to_dict() if policies else None, "device": asdict(device),
+        "policies": policies.to_dict() if policies else None, "device": asdict(device), "assumed": forecast.assumed,
         "plan": forecast.plan.to_dict(), "settings": asdict(settings), "data": asdict(facts) if facts else None,
         "step": step.to_dict() if step else None, "run_seconds": forecast.run_seconds,
         "rates": asdict(rates) if rates else None,
@@ -292,32 +345,35 @@ def _print(
 ) -> None:
     from rich.console import Console
 
-    from chulengo.model.plan import gib, needed_bytes
+    from chulengo.model.plan import room_line
 
     plan = forecast.plan
     console = Console(highlight=False)
-    adapter = f", {plan.num_trainable:,} trained ({plan.num_trainable / plan.num_parameters:.2%})"
-    size = f"{plan.num_parameters:,} parameters{adapter if plan.predicted else ''}"
+    share = plan.num_trainable / max(1, plan.num_parameters)
+    adapter = f", {plan.num_trainable:,} trained ({share:.2%})"
+    count = f"{plan.num_parameters:,}" if plan.num_parameters else "an unknown number of"
+    size = f"{count} parameters{adapter if plan.predicted else ''}"
     console.print(f"{config.model.name}: {size}", markup=False, soft_wrap=True)
     if plan.predicted:
         rows = f"{settings.batch_size} x {settings.row_tokens:,} tokens x {settings.gradient_accumulation}"
-        how = f"{settings.quantization} weights, {settings.compute_dtype}, {rows}, rank {settings.rank}"
+        held = "unquantised" if settings.quantization == "none" else settings.quantization
+        how = f"{held} weights, {settings.compute_dtype}, {rows}, rank {settings.rank}"
         console.print(f"{how}, {settings.optimizer}{', recompute' if settings.gradient_checkpointing else ''}")
     else:
-        console.print(f"Cannot predict: {plan.reason}. This is the least it takes: the weights alone.", style="yellow")
+        least = " This is the least it takes: the weights alone." if plan.num_parameters else ""
+        console.print(f"Cannot predict: {plan.reason}.{least}", style="yellow", markup=False, soft_wrap=True)
+    if not plan.num_parameters:
+        return
     console.print(_engine_line(forecast), markup=False, soft_wrap=True)
     if facts:
         seen = f"{facts.steps:,} steps; one epoch: {facts.rows:,} rows, {facts.tokens:,} tokens"
         longest = f"longest row {facts.longest_row:,}"
         console.print(f"{seen} ({facts.supervised_tokens:,} with loss), {longest}", soft_wrap=True)
     console.print(_table(plan))
-    for note in plan.notes:
+    for note in (*plan.notes, *([forecast.assumed] if forecast.assumed else [])):
         console.print(note, style="dim", soft_wrap=True)
-    need = f"needs {gib(needed_bytes(plan))}, {device.name} has {gib(device.free_bytes)} free"
-    verdict = "[green]fits[/]" if forecast.fits else "[red]does not fit[/]"
-    tight = forecast.fits and plan.device_bytes > device.free_bytes
-    slack = " (tight: the allocator will have to give back its slack)" if tight else ""
-    console.print(f"{need}: {verdict}, {needed_bytes(plan) / max(1, device.free_bytes):.0%}{slack}", soft_wrap=True)
+    verdict = {True: "[green]fits[/]", False: "[red]does not fit[/]", None: "cannot say whether it fits"}[forecast.fits]
+    console.print(room_line(plan, device, verdict), soft_wrap=True)
     for line in _speed_lines(forecast, settings, facts):
         console.print(line, soft_wrap=True)
 

@@ -21,6 +21,8 @@ from chulengo.config.rules import contradictions, out_of_range
 from chulengo.config.schema import RunConfig
 from chulengo.errors import ConfigError, nearest, yaml_fault
 
+SIZES = {"gpu_memory_limit"}  # text in the schema, of which a bare number would be bytes
+
 
 def load_config(
     file: str | Path | None = None, overrides: Iterable[str] = (), *, saved: bool = False
@@ -169,7 +171,8 @@ def _build(cls: Any, said: Mapping[str, Any], prefix: str, problems: list[str]) 
             if ok:
                 values[key] = converted
             else:
-                problems.append(f"{prefix}{key} is {describe_type(kinds[key])}, given {value!r}")
+                what = "a size with its unit, such as 24GiB" if key in SIZES else describe_type(kinds[key])
+                problems.append(f"{prefix}{key} is {what}, given {value!r}")
     return cls(**values)
 
 

@@ -58,7 +58,9 @@ def out_of_range(config: RunConfig) -> list[str]:
                  for name in training.report_to if name not in REPORTS]
     limit = config.model.gpu_memory_limit
     if limit is not None and (bytes_of(limit) or 0) < LEAST_GPU_BYTES:
-        problems.append(f"model.gpu_memory_limit must be a size of at least 2GiB, such as 8GiB, given {limit!r}")
+        problems.append(
+            f"model.gpu_memory_limit must be a size of at least 2GiB with its unit, such as 8GiB, given {limit!r}"
+        )
     if not 0 <= training.warmup_ratio <= 1:
         problems.append(f"training.warmup_ratio must be between 0 and 1, given {training.warmup_ratio}")
     return problems

@@ -15,7 +15,7 @@ import gc
 from typing import TYPE_CHECKING
 
 from chulengo.errors import ConfigError
-from chulengo.model.plan_memory import CUDA_CONTEXT_BYTES, gib
+from chulengo.model.plan_memory import CUDA_CONTEXT_BYTES, GIB, gib
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def limit_gpu_memory(device: str, limit_bytes: int | None) -> None:
     if limit_bytes > total:
         raise ConfigError(
             f"model.gpu_memory_limit is {gib(limit_bytes)}, and {torch.cuda.get_device_name(place)} has {gib(total)}.",
-            next_step=f"leave it out, or plan for another GPU: chulengo plan --device-memory {limit_bytes}",
+            next_step=f"leave it out, or plan for another GPU: chulengo plan --device-memory {limit_bytes / GIB:g}GiB",
         )
     torch.cuda.set_per_process_memory_fraction((limit_bytes - CUDA_CONTEXT_BYTES) / total, place)
 

@@ -26,6 +26,7 @@ from chulengo.model.plan_memory import (
     gib,
 )
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
+from chulengo.model.step_sizes import filled_up
 
 CONTEXT = "CUDA context"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: code, 8-bit scale of 64, float32 scale of 256 of those
@@ -75,6 +76,12 @@ class Policies:
         }  # fmt: skip
 
 
+def step_tokens(settings: TrainingMemory, policies: Policies) -> int:
+    """Returns the tokens that a micro-batch of full rows goes through the layers with: a graph's is filled up."""
+    tokens = settings.batch_size * settings.row_tokens
+    return filled_up(tokens) if policies.graphs else tokens
+
+
 def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies) -> Plan:
     """Returns the predicted memory of a training run of the fast engine on a GPU.
 
@@ -83,7 +90,7 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
         settings: as for `plan_memory.predict_memory`; rows are taken as full.
         policies: how the engine runs it.
     """
-    size, tokens = DTYPE_BYTES[settings.compute_dtype], settings.batch_size * settings.row_tokens
+    size, tokens = DTYPE_BYTES[settings.compute_dtype], step_tokens(settings, policies)
     targets = linear_targets(settings.targets) or LINEAR_NAMES
     trained = sum(shape.adapter_sizes(settings.rank, targets, settings.dora))
     linear = shape.num_layers * shape.layer_linear_weights
@@ -200,13 +207,13 @@ def _moved(shape: ModelShape, policy: str, size: int) -> list[int]:
 
 def moved_bytes(shape: ModelShape, settings: TrainingMemory, policies: Policies) -> int:
     """Returns the bytes that go to the host in a forward, and come back in its backward."""
-    size, tokens = DTYPE_BYTES[settings.compute_dtype], settings.batch_size * settings.row_tokens
+    size, tokens = DTYPE_BYTES[settings.compute_dtype], step_tokens(settings, policies)
     return tokens * sum(sum(_moved(shape, policy, size)) for policy in policies.activations)
 
 
 def pinned_bytes(shape: ModelShape, settings: TrainingMemory, policies: Policies) -> int:
     """Returns the bytes of the host's memory that they take, pinned: each tensor a power of two."""
-    size, tokens = DTYPE_BYTES[settings.compute_dtype], settings.batch_size * settings.row_tokens
+    size, tokens = DTYPE_BYTES[settings.compute_dtype], step_tokens(settings, policies)
     each = [tokens * own for policy in policies.activations for own in _moved(shape, policy, size)]
     return sum(1 << (number - 1).bit_length() for number in each)
 

@@ -188,7 +188,7 @@ def _predict(shape: ModelShape, settings: TrainingMemory, targets: tuple[str, ..
     optimizer, host = _optimizer_bytes(trainable, settings)
     gradients = FP32 * sum(trainable)
     persistent = {
-        WEIGHTS: shape.num_layers * _linear_bytes(shape, settings, compute),
+        _weights_name(settings): shape.num_layers * _linear_bytes(shape, settings, compute),
         OTHER: other * (shape.num_parameters - shape.num_layers * shape.layer_linear_weights),
         ADAPTER: FP32 * sum(trainable),
         OPTIMIZER: optimizer,
@@ -283,8 +283,12 @@ def _lower_bound(settings: TrainingMemory, stored: Mapping[str, Sequence[int]], 
             matrices += count
         else:
             other += count
-    parts = {WEIGHTS: int(matrices * a_weight), OTHER: other * DTYPE_BYTES[settings.compute_dtype]}
+    parts = {_weights_name(settings): int(matrices * a_weight), OTHER: other * DTYPE_BYTES[settings.compute_dtype]}
     return _plan(matrices + other, 0, parts, {"weights alone": {}}, settings, 0, reason)
+
+
+def _weights_name(settings: TrainingMemory) -> str:
+    return "weights" if settings.quantization == "none" else WEIGHTS
 
 
 def _linear_bytes(shape: ModelShape, settings: TrainingMemory, compute: int) -> int:

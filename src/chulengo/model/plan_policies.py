@@ -1,20 +1,25 @@
 """Which policies the fast engine takes on a device: the fastest that fit, or what the user insists on.
 
-The policies form one list, fastest first, and the first that fits is taken. Between "selective" and what is computed
-again it goes layer by layer, so that memory is filled and not more. Layers that are computed again move as much to the
-host as an H200's bus carries beside their work: attention's output and both streams ("offload-attention"), or only
-their input ("offload") in FP8, where there is less to hide behind, and where the host has no room for more. A slower
-bus is not asked for: who has one sets "offload". Full means full: whatever is chosen leaves the allocator its slack,
-and only when not even the leanest policies do is a run started without it.
+Of all policies that fit, those are taken whose step is predicted to take the least time (`plan_speed.py`, at the rates
+of one H200, so that `plan` and `train` choose alike wherever they run). Between "selective" and what is computed again
+it goes layer by layer, with streamed and with resident weights, so that memory is filled and not more. Layers that are
+computed again move attention's output and both streams to the host ("offload-attention"), or only their input
+("offload") in FP8, where there is less to hide behind, and where the host has no room for more. A slower bus than an
+H200's is not asked for: who has one sets "offload" or "full". A graph is taken up to 2,048 tokens, and where it pays
+although its batches are filled up. Full means full: whatever is chosen leaves the allocator its slack, and only when
+not even the leanest policies do, or when a graph makes them more than twice as fast, is a run started without it.
 
 A CPU has no card to fill and no plan that was measured: there the reference engine's plan decides, which needs more
-for the same rows. Activations are kept where that fits, and the matrices where they fit beside it.
+for the same rows, with the resident matrices on top. Activations are kept where that fits, and the matrices where they
+fit beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, astuple, dataclass, replace
+from itertools import product
 from typing import Any
 
 from chulengo.errors import DoesNotFitError
@@ -24,21 +29,30 @@ from chulengo.model.plan import (
     changed_memory,
     changes_by_cost,
     does_not_fit,
+    first_fitting,
+    is_tight,
     needed_bytes,
-    override_text,
     predict_memory,
+    room_line,
 )
 from chulengo.model.plan_fast import RECOMPUTED, Policies, pinned_bytes, predict_fast
 from chulengo.model.plan_memory import DTYPE_BYTES, Plan, TrainingMemory
 from chulengo.model.plan_shapes import ModelShape, read_shape
+from chulengo.model.plan_speed import H200, predict_step
 
-GRAPH_TOKENS = 2048  # up to here a step is bound by launches, and a graph pays (H200: 512 tokens 390 -> 65 ms)
+GRAPH_TOKENS = 2048  # up to here a step may be bound by launches, and a graph pay (H200: 512 tokens 390 -> 65 ms)
 LEANER = 0.9  # of what ran out of memory; the plan's memory is within 1 % of what is used
+# where policies that need hardly more than the least are so many times as fast as those that leave the allocator its
+# slack, they run without it: a graph, which is four times as fast for 150 MiB of 5 GiB
+NEARLY_LEANEST, WORTH_THE_SLACK = 1.05, 2.0
 PINNED_SHARE = 0.5  # of the host's free memory that may be pinned for what layers could compute again
 SETTING = {  # what the user types to insist on a policy
     "weights": "model.weights_policy", "activations": "model.activations_policy",
     "embeddings": "model.embeddings_policy", "graphs": "model.graphs",
 }  # fmt: skip
+
+# policies of which each needs less memory than the one before, and takes more time
+Family = tuple[Policies, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +97,16 @@ def plan_run(
     if device.kind != "cuda":
         return _on_cpu(config, shape, settings, device.free_bytes, wanted)
     policies = choose_policies(shape, settings, device.free_bytes, wanted, host_bytes=device.host_bytes)
-    if policies is not None:
-        return RunPlan(policies, predict_fast(shape, settings, policies))
-    rows = _candidates(shape, settings, wanted, device.host_bytes)
-    plans = [RunPlan(each, predict_fast(shape, settings, each)) for each in rows]
-    return min(plans, key=lambda found: needed_bytes(found.plan))
+    if policies is None:
+        policies = _leanest(shape, settings, _families(shape, settings, wanted, device.host_bytes))
+    return RunPlan(policies, predict_fast(shape, settings, policies))
 
 
 def choose_policies(
     shape: ModelShape, settings: TrainingMemory, free_bytes: int, wanted: Wanted | None = None, *,
     host_bytes: int | None = None,
 ) -> Policies | None:  # fmt: skip
-    """Returns the fastest policies that fit on a GPU, or None when none does.
+    """Returns the policies with the least predicted time among those that fit on a GPU, or None when none does.
 
     Args:
         shape: of the model.
@@ -103,15 +115,18 @@ def choose_policies(
         wanted: what the user insists on.
         host_bytes: free memory of the host; None: enough.
     """
-    tight: tuple[int, Policies] | None = None
-    for policies in _candidates(shape, settings, wanted or Wanted(), host_bytes):
-        plan = predict_fast(shape, settings, policies)
-        if plan.device_bytes <= free_bytes:
-            return policies
-        needed = needed_bytes(plan)
-        if needed <= free_bytes and (tight is None or needed < tight[0]):
-            tight = needed, policies
-    return None if tight is None else tight[1]
+    families = _families(shape, settings, wanted or Wanted(), host_bytes)
+    found = _fastest(shape, settings, families, lambda plan: plan.device_bytes <= free_bytes)
+    leanest = _leanest(shape, settings, families)
+    least = needed_bytes(predict_fast(shape, settings, leanest))
+    if least > free_bytes:
+        return None
+    found = found or leanest
+    most = min(free_bytes, NEARLY_LEANEST * least)
+    ends = [family[-1:] for family in families]
+    quick = _fastest(shape, settings, ends, lambda plan: needed_bytes(plan) <= most) or leanest
+    seconds, less = (predict_step(shape, settings, each, H200).seconds for each in (found, quick))
+    return quick if seconds > WORTH_THE_SLACK * less else found
 
 
 def leaner_run(
@@ -134,21 +149,31 @@ def leaner_run(
         if wanted.activations != "auto" or found.policies.activations[0] != "keep":
             return None
         return _on_cpu(config, shape, settings, device.free_bytes, replace(wanted, activations="full"))
-    for policies in _candidates(shape, settings, wanted, device.host_bytes):
-        plan = predict_fast(shape, settings, policies)
-        if needed_bytes(plan) <= LEANER * needed_bytes(found.plan):
-            return RunPlan(policies, plan)
-    return None
+    most = LEANER * needed_bytes(found.plan)
+    families = _families(shape, settings, wanted, device.host_bytes)
+    policies = _fastest(shape, settings, families, lambda plan: needed_bytes(plan) <= most)
+    return None if policies is None else RunPlan(policies, predict_fast(shape, settings, policies))
 
 
 def check_room(
     config: Mapping[str, Any], settings: TrainingMemory, device: DeviceMemory, found: RunPlan,
-    wanted: Wanted | None = None,
+    wanted: Wanted | None = None, *, say: Callable[[str], None] | None = None,
 ) -> None:  # fmt: skip
-    """Raises `DoesNotFitError`, with the smallest change that does, unless a plan of `plan_run` fits."""
+    """Raises `DoesNotFitError`, with the smallest change that does, unless a plan of `plan_run` fits.
+
+    Args:
+        config: content of the model's `config.json`.
+        settings: of the run.
+        device: where it goes.
+        found: of `plan_run`.
+        wanted: what the user insists on.
+        say: told of a plan that is tight, in the plan's own words.
+    """
     if needed_bytes(found.plan) > device.free_bytes:
         change = smallest_run_change(config, settings, device, wanted)
         raise DoesNotFitError(does_not_fit(found.plan, device), next_step=advice(change))
+    if say is not None and is_tight(found.plan, device):
+        say(room_line(found.plan, device))
 
 
 def smallest_run_change(
@@ -159,17 +184,18 @@ def smallest_run_change(
     What the plan can choose by itself is no change; leaving to it what the user insisted on is the smallest.
     """
     wanted = wanted or Wanted()
+    wish = dict(zip(SETTING.values(), astuple(wanted), strict=True))
+
+    def fitting(overrides: Mapping[str, Any]) -> Plan | None:
+        left = Wanted(*(overrides.get(key, value) for key, value in wish.items()))
+        changes = {key: value for key, value in overrides.items() if key not in wish}
+        plan = plan_run(config, changed_memory(settings, changes), device, left).plan
+        return plan if needed_bytes(plan) <= device.free_bytes else None
+
     # recomputation is not among the changes: `auto` does it by itself where that is needed
-    for changes in ({}, *changes_by_cost(replace(settings, gradient_checkpointing=True))):
-        for freed in _freed(wanted):
-            overrides = {SETTING[name]: value for name, value in freed.items()} | changes
-            if not overrides:
-                continue
-            left = replace(wanted, **freed)
-            found = plan_run(config, changed_memory(settings, changes), device, left)
-            if needed_bytes(found.plan) <= device.free_bytes:
-                return tuple(override_text(key, value) for key, value in overrides.items()), found.plan
-    return None
+    changes: list[dict[str, Any]] = [{}, *changes_by_cost(replace(settings, gradient_checkpointing=True))]
+    freed = [{SETTING[name]: value for name, value in some.items()} for some in _freed(wanted)]
+    return first_fitting([some | more for more, some in product(changes, freed) if some or more], fitting)
 
 
 def _freed(wanted: Wanted) -> list[dict[str, str]]:
@@ -180,64 +206,103 @@ def _freed(wanted: Wanted) -> list[dict[str, str]]:
     return [{}, *singles, *([given] if len(given) > 1 else [])]
 
 
-def _candidates(
-    shape: ModelShape, settings: TrainingMemory, wanted: Wanted, host_bytes: int | None
-) -> Iterator[Policies]:
-    """Yields the policies of a run on a GPU, fastest first."""
-    layers, tokens = shape.num_layers, settings.batch_size * settings.row_tokens
-    graphs = wanted.graphs == "always" or (wanted.graphs == "auto" and tokens <= GRAPH_TOKENS)
-    last = "device" if shape.tied else "host"
-    if wanted.activations != "auto":
-        whole = (wanted.activations,) * layers
-        rows = [("resident", whole, "device"), ("stream", whole, "device"), ("stream", whole, last)]
-        rows.append(("resident", whole, last))
-    else:
-        kinds = ("offload",) if wanted.weights.endswith("fp8") else ("offload-attention", "offload")
-        leans = [(kind,) * layers for kind in kinds]
-        if settings.gradient_checkpointing:
-            rows = [(weights, ("full",) * layers, "device") for weights in ("resident", "stream")]
-        else:
-            both = [("keep",) * layers, ("selective",) * layers]
-            rows = [(weights, kept, "device") for weights in ("resident", "stream") for kept in both]
-            numbers = range(layers - 1, 0, -1)
-            rows += [("stream", ("selective",) * n + lean[n:], "device") for lean in leans for n in numbers]
-        rows += [("stream", lean, where) for lean in leans for where in ("device", last)]
-        if wanted.weights.startswith("resident"):
-            rows += [("resident", kept, where) for weights, kept, where in rows if weights == "stream"]
-    seen = set()
-    eighth = "-fp8" if wanted.weights.endswith("fp8") else ""
-    for name, activations, embeddings in rows:
-        weights = name + eighth
-        if wanted.weights not in ("auto", "fp8", weights):
+def _fastest(
+    shape: ModelShape, settings: TrainingMemory, families: list[Family], fits: Callable[[Plan], bool]
+) -> Policies | None:
+    """Returns the policies with the least predicted time among those that fit; of equals the first."""
+    best: tuple[float, Policies] | None = None
+    for family in families:
+        at = bisect_left(family, True, key=lambda each: fits(predict_fast(shape, settings, each)))
+        if at == len(family):
             continue
+        seconds = predict_step(shape, settings, family[at], H200).seconds
+        if best is None or seconds < best[0]:
+            best = seconds, family[at]
+    return None if best is None else best[1]
+
+
+def _leanest(shape: ModelShape, settings: TrainingMemory, families: list[Family]) -> Policies:
+    """Returns the policies that need the least memory; of equals the fastest."""
+
+    def cost(policies: Policies) -> tuple[int, float]:
+        needed = needed_bytes(predict_fast(shape, settings, policies))
+        return needed, predict_step(shape, settings, policies, H200).seconds
+
+    return min((family[-1] for family in families), key=cost)
+
+
+def _families(shape: ModelShape, settings: TrainingMemory, wanted: Wanted, host_bytes: int | None) -> list[Family]:
+    """Returns all policies that a run on a GPU may have, those first that are taken where the predicted time is equal.
+
+    They come in families: one policy of activations for all layers, or layer by layer less of "selective", down to
+    none. So the first member that fits is the fastest of its family, and is found by halving.
+    """
+    tokens = settings.batch_size * settings.row_tokens
+    graphs = (False, True) if tokens <= GRAPH_TOKENS else (False,)
+    if wanted.graphs != "auto":
+        graphs = (wanted.graphs == "always",)
+    eighth = "-fp8" if wanted.weights.endswith("fp8") else ""
+    weights = tuple(name for name in (f"resident{eighth}", f"stream{eighth}")
+                    if wanted.weights in ("auto", "fp8", name))  # fmt: skip
+    families: dict[Family, None] = {}
+    for layers, embeddings in _activations(shape, settings, wanted):
         where = embeddings if wanted.embeddings == "auto" else wanted.embeddings
-        policies = Policies(weights, activations, where, graphs)
-        crowded = (
-            wanted.activations == "auto" and "offload-attention" in activations and host_bytes is not None
-            and pinned_bytes(shape, settings, policies) > PINNED_SHARE * host_bytes
-        )  # fmt: skip
-        if policies not in seen and not crowded:
-            seen.add(policies)
-            yield policies
+        for name, graph in product(weights, graphs):
+            family = tuple(Policies(name, each, where, graph) for each in layers)
+            if wanted.activations == "auto":
+                family = tuple(each for each in family if not _crowded(shape, settings, each, host_bytes))
+            if family:
+                families[family] = None
+    return list(families)
+
+
+def _activations(
+    shape: ModelShape, settings: TrainingMemory, wanted: Wanted
+) -> Iterator[tuple[list[tuple[str, ...]], str]]:
+    """Yields families of activations, and where the embeddings are."""
+    layers, last = shape.num_layers, "device" if shape.tied else "host"
+    if wanted.activations != "auto":
+        for where in ("device", last):
+            yield [(wanted.activations,) * layers], where
+        return
+    kinds = ("offload",) if wanted.weights.endswith("fp8") else ("offload-attention", "offload")
+    for kept in ("full",) if settings.gradient_checkpointing else ("keep", "selective"):
+        yield [(kept,) * layers], "device"
+    for kind in kinds:
+        most = 0 if settings.gradient_checkpointing else layers - 1
+        yield [("selective",) * n + (kind,) * (layers - n) for n in range(most, -1, -1)], "device"
+        yield [(kind,) * layers], last
+
+
+def _crowded(shape: ModelShape, settings: TrainingMemory, policies: Policies, host_bytes: int | None) -> bool:
+    """Returns whether the host has no room for what layers need not move there."""
+    if host_bytes is None or "offload-attention" not in policies.activations:
+        return False
+    return pinned_bytes(shape, settings, policies) > PINNED_SHARE * host_bytes
 
 
 def _on_cpu(
     config: Mapping[str, Any], shape: ModelShape, settings: TrainingMemory, free_bytes: int, wanted: Wanted
 ) -> RunPlan:
-    def planned(activations: str) -> Plan:
-        again = settings.gradient_checkpointing or activations in RECOMPUTED
-        return predict_memory(config, replace(settings, gradient_checkpointing=again))
-
-    activations = wanted.activations
-    if activations == "auto":
-        keeps = not settings.gradient_checkpointing and needed_bytes(planned("keep")) <= free_bytes
-        activations = "keep" if keeps else "full"
-    plan, weights = planned(activations), wanted.weights
-    if weights in ("auto", "fp8"):
-        # two copies of one byte, or one in the compute dtype
-        size = 2 if weights == "fp8" else DTYPE_BYTES[settings.compute_dtype]
-        fits = shape.num_layers * shape.layer_linear_weights * size <= free_bytes - needed_bytes(plan)
-        weights = ("resident" if fits else "stream") + ("-fp8" if weights == "fp8" else "")
+    """Returns the first that fits of: keep all, keep activations, keep matrices, keep neither; else the last."""
+    usual = ("full",) if settings.gradient_checkpointing else ("keep", "full")
+    kinds = usual if wanted.activations == "auto" else (wanted.activations,)
+    eighth = "-fp8" if wanted.weights == "fp8" else ""
+    free = wanted.weights in ("auto", "fp8")
+    weights = (f"resident{eighth}", f"stream{eighth}") if free else (wanted.weights,)
     embeddings = "device" if wanted.embeddings == "auto" else wanted.embeddings
-    policies = Policies(weights, (activations,) * shape.num_layers, embeddings, wanted.graphs == "always")
+    for kind, name in product(kinds, weights):
+        again = settings.gradient_checkpointing or kind in RECOMPUTED
+        plan = predict_memory(config, replace(settings, gradient_checkpointing=again))
+        if name.startswith("resident"):
+            # two copies of one byte, or one in the compute dtype
+            size = 2 if name.endswith("fp8") else DTYPE_BYTES[settings.compute_dtype]
+            plan = _with_part(plan, "matrices", shape.num_layers * shape.layer_linear_weights * size)
+        policies = Policies(name, (kind,) * shape.num_layers, embeddings, wanted.graphs == "always")
+        if needed_bytes(plan) <= free_bytes:
+            break
     return RunPlan(policies, plan)
+
+
+def _with_part(plan: Plan, name: str, size: int) -> Plan:
+    return replace(plan, moments={moment: {**parts, name: size} for moment, parts in plan.moments.items()})

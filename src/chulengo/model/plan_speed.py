@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chulengo.model.plan_fast import RECOMPUTED, Policies, moved_bytes
+from chulengo.model.plan_fast import RECOMPUTED, Policies, moved_bytes, step_tokens
 from chulengo.model.plan_memory import DTYPE_BYTES, TrainingMemory
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
 
@@ -71,7 +71,7 @@ class StepTime:
     Attributes:
         parts: seconds; "waiting for launches" is what the host needs beyond the device's own time, "waiting for the
             host's memory" what copies to it and from it take beyond the forward and the backward.
-        tokens: of the micro-batch.
+        tokens: of the micro-batch, without those that a graph's is filled up with: they take time and teach nothing.
     """
 
     parts: Mapping[str, float]
@@ -106,7 +106,7 @@ def predict_step(
         policies: of the engine.
         rates: of the device.
     """
-    tokens, layers = settings.batch_size * settings.row_tokens, shape.num_layers
+    tokens, layers = step_tokens(settings, policies), shape.num_layers
     again = sum(policy in RECOMPUTED for policy in policies.activations) / layers
     attention_kept = policies.activations.count("offload-attention") / layers
     linear = layers * shape.layer_linear_weights
@@ -142,7 +142,7 @@ def predict_step(
     copied = moved_bytes(shape, settings, policies) / (BUS_SHARE * rates.bus_bytes)  # in each direction
     forward = FORWARD_SHARE * sum(parts.values()) / (1 + 0.78 * FORWARD_SHARE * again)
     parts["waiting for the host's memory"] = max(0.0, copied - forward)
-    return StepTime(parts, tokens)
+    return StepTime(parts, settings.batch_size * settings.row_tokens)
 
 
 def _adapter_values(shape: ModelShape, settings: TrainingMemory, targets: tuple[str, ...], again: float) -> float:

@@ -36,8 +36,8 @@ from chulengo.model.allocator import OwnMemory
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.graph_capture import captured
 from chulengo.model.packed_inputs import PackedInputs
+from chulengo.model.step_sizes import TOKEN_STEP, filled_up
 
-TOKEN_STEP = 256  # sizes are multiples of it, or of an eighth of the largest batch seen
 SEQUENCE_STEP = 32
 
 Key = tuple[int, ...]
@@ -197,17 +197,13 @@ def filled(inputs: PackedInputs, most: int) -> PackedInputs:
         most: tokens of the longest sequence that the model takes.
     """
     tokens, sequences = len(inputs.ids_T), len(inputs.cu_seqlens) - 1
-    targets = min(_up(len(inputs.target_N), TOKEN_STEP), tokens)
+    targets = min(filled_up(len(inputs.target_N)), tokens)
     if tokens % TOKEN_STEP == 0 and tokens == sequences * inputs.max_seqlen:
         return inputs.filled(tokens, sequences, targets, inputs.max_seqlen)
-    longest = min(_up(inputs.max_seqlen, TOKEN_STEP), most)
-    to = _up(tokens, TOKEN_STEP)
+    longest = min(filled_up(inputs.max_seqlen), most)
+    to = filled_up(tokens)
     # the filling itself is one sequence or more, none longer than the longest
-    return inputs.filled(to, _up(sequences + 1 + (to - tokens) // longest, SEQUENCE_STEP), targets, longest)
-
-
-def _up(number: int, step: int) -> int:
-    return -(-number // step) * step
+    return inputs.filled(to, filled_up(sequences + 1 + (to - tokens) // longest, SEQUENCE_STEP), targets, longest)
 
 
 class _Replayed(torch.autograd.Function):

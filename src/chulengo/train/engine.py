@@ -21,11 +21,11 @@ import torch
 
 from chulengo.errors import DoesNotFitError
 from chulengo.kernels import ops
-from chulengo.model.fp8_products import check_fp8
 from chulengo.model.llama_shape import read_llama_shape
 from chulengo.model.load import resolve_device, resolve_dtype, use_threads
 from chulengo.model.plan import DeviceMemory, TrainingMemory, device_memory, training_memory
 from chulengo.model.plan_policies import RunPlan, Wanted, check_room, leaner_run, plan_run
+from chulengo.model.policy_checks import check_policies
 from chulengo.train.coverage import DTYPE_OF, check_insisted, fast_dtype, why_not_covered
 from chulengo.train.optimizer import resolve_precision
 
@@ -43,7 +43,7 @@ class EngineChoice:
         compute_dtype: float32, bfloat16 or float16.
         precision: float32, bf16 or fp16.
         found: policies and plan of the fast engine; None for the reference engine.
-        check_room: raises `DoesNotFitError` when the fast engine's plan does not fit.
+        check_room: raises `DoesNotFitError` when the fast engine's plan does not fit; tells `say` of a tight one.
         leaner: returns the choice with policies that need less, None when there are none.
     """
 
@@ -52,7 +52,7 @@ class EngineChoice:
     compute_dtype: str
     precision: str
     found: RunPlan | None = None
-    check_room: Callable[[], None] = lambda: None
+    check_room: Callable[..., None] = lambda **_: None
     leaner: Callable[[], EngineChoice | None] = lambda: None
 
     def settings(self) -> dict[str, str]:
@@ -84,7 +84,8 @@ def choose_engine(
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ConfigError: `fast` or FP8 was asked for and does not apply; a dtype or precision that the device does not have.
+        ConfigError: `fast` or FP8 was asked for and does not apply; a policy, dtype or precision that the model or the
+            device cannot have.
     """
     place = resolve_device(device)
     compute_dtype, precision = plan["compute_dtype"], plan["precision"]
@@ -92,8 +93,7 @@ def choose_engine(
         memory = device_memory(str(place))
         reason = why_not_fast(model_config, lora=lora, longest_row=longest_row, plan=plan, place=place, memory=memory)
         if reason is None:
-            if policies.weights.endswith("fp8"):
-                check_fp8(read_llama_shape(model_config, max_seq_tokens=longest_row).sizes, place)
+            check_policies(policies, read_llama_shape(model_config, max_seq_tokens=longest_row).sizes, memory)
             name = fast_dtype(compute_dtype, precision, memory.kind, has_bf16=memory.has_bf16)
             assert name is not None, "why_not_fast has asked"
             exact = {**plan, "compute_dtype": name, "precision": PRECISION_OF[name]}

@@ -210,7 +210,7 @@ def finetune(
     check_rows(inputs)
     with libraries_loading(message):
         choice = engine_for(config, inputs)
-        plan = _check_room(config, inputs, choice)
+        plan = _check_room(config, inputs, choice, message)
     where = {"model": config.model.name, "data": config.data.train}
     with joined() as ranks, opened_folder(config.out, resume=resume, ranks=ranks, **where) as paths:
         run = _Run(_resolved(config, inputs, choice, paths), inputs, choice, plan, paths, ranks)
@@ -287,17 +287,21 @@ def _resolved(config: RunConfig, inputs: Inputs, choice: EngineChoice, paths: Ru
     )
 
 
-def _check_room(config: RunConfig, inputs: Inputs, choice: EngineChoice) -> Plan:
-    """Returns the run's plan; raises `DoesNotFitError` when it says that the device has not the memory."""
+def _check_room(config: RunConfig, inputs: Inputs, choice: EngineChoice, message: Callable[[str], None]) -> Plan:
+    """Returns the run's plan, and says so when it is tight.
+
+    Raises:
+        DoesNotFitError: it says that the device has not the memory.
+    """
     from chulengo.model.load import resolve_device
     from chulengo.model.plan import check_fits, stored_shapes
 
     if choice.found is not None:
-        choice.check_room()
+        choice.check_room(say=message)
         return choice.found.plan
     return check_fits(
         inputs.model_config, device=resolve_device(config.model.device),
-        stored=stored_shapes(weight_files(inputs.folder)),
+        stored=stored_shapes(weight_files(inputs.folder)), say=message,
         **plan_settings(config, _planned_tokens(config, inputs)),
     )
 

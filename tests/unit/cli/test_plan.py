@@ -91,8 +91,8 @@ def test_the_fast_engines_way_out(seven_b: Path, capsys: pytest.CaptureFixture[s
     arguments = ["plan", "--model", str(seven_b), "--device-memory", "6GiB", "--set", "training.max_seq_tokens=2048"]
     assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert "--set training.batch_size=1 --set training.gradient_accumulation=4   (then" in said
-    typed = ["--set", "training.batch_size=1", "--set", "training.gradient_accumulation=4"]
+    assert "--set training.batch_size=2 --set training.gradient_accumulation=2   (then" in said
+    typed = ["--set", "training.batch_size=2", "--set", "training.gradient_accumulation=2"]
     assert main([*arguments, *typed]) == 0
     # what was insisted on is given up first
     kept = ["plan", "--model", str(seven_b), "--device-memory", "16GiB", "--set", "training.max_seq_tokens=2048",
@@ -192,6 +192,85 @@ def test_an_unknown_architecture_says_so(seven_b: Path, capsys: pytest.CaptureFi
     assert "'gpt2'" in out
 
 
+def test_a_lower_bound_is_no_promise(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (seven_b / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_positions": 1024}))
+    words = ["plan", "--model", str(seven_b), "--device-memory", "24GiB"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "24.00 GiB free: cannot say whether it fits" in out
+    assert "needs at least " in out
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fits"] is None
+    assert main([*words[:-1], "100MiB"]) == 2
+    assert "does not fit" in capsys.readouterr().out
+
+
+def test_a_config_alone_of_an_unknown_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2", "max_position_embeddings": 8192}))
+    words = ["plan", "--model", str(tmp_path), "--device-memory", "24GiB"]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "Cannot predict: the architecture 'gemma2'" in said.out
+    assert "fits" not in said.out
+    assert "Whether this run fits cannot be said" in said.err
+    assert f"try:     chulengo plan --model {tmp_path}   (with its *.safetensors in that folder)" in said.err
+    assert main([*words, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["fits"] is None
+    (tmp_path / "config.json").write_text(json.dumps(SEVEN_B))
+    words += ["--set", "lora.targets=[lm_head]"]
+    assert main(words) == 2
+    assert "try:     --set lora.targets=all-linear" in capsys.readouterr().err
+
+
+BF16 = "assumed: a GPU that has bfloat16 (compute capability 8.0 and above)"
+HOST = "room in the host's memory for what goes there, which was not looked at"
+
+
+@pytest.mark.parametrize(("memory", "settings", "said"), [
+    ("80GiB", [], BF16),
+    ("8GiB", [], f"{BF16}, and {HOST}"),
+    ("80GiB", ["model.weights_policy=fp8"],
+     "assumed: a GPU that has bfloat16 and products in FP8 (compute capability 8.9 and above)"),
+    ("80GiB", ["model.engine=reference", "training.optimizer=paged_adamw_8bit"], f"{BF16}, and {HOST}"),
+    ("80GiB", ["model.engine=reference", "model.compute_dtype=float16"], None),
+    ("400GiB", ["model.device=cpu"], None),
+])  # fmt: skip
+def test_what_was_assumed_of_a_card_is_said(
+    seven_b: Path, capsys: pytest.CaptureFixture[str], memory: str, settings: list[str], said: str | None
+) -> None:
+    words = ["plan", "--model", str(seven_b), "--device-memory", memory, "--set", "training.max_seq_tokens=2048"]
+    words += [word for setting in settings for word in ("--set", setting)]
+    assert main(words) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("assumed")]
+    assert lines == ([said] if said else [])
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["assumed"] == said
+
+
+def test_unquantised_weights_on_a_cpu(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", str(seven_b), "--device-memory", "400GiB", "--set", "model.device=cpu"]
+    assert main([*words, "--set", "model.quantization=none"]) == 0
+    out = capsys.readouterr().out
+    assert "unquantised weights, float32" in out
+    assert "quantised weights " not in out.replace("unquantised weights, ", "")
+
+
+def test_sizes_without_a_unit(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", str(seven_b)]
+    assert main([*words, "--device-memory", "48"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "--device-memory '48' is 48 bytes." in said.err
+    assert "try:     --device-memory 48GiB" in said.err
+    assert main([*words, "--device-memory", "-5GiB"]) == 2
+    assert "--device-memory SIZE   (plan for a GPU with this much free: 24GiB, 80GB)" in capsys.readouterr().err
+    for value in ("24", "24.5", '"24"'):
+        assert main([*words, "--set", f"model.gpu_memory_limit={value}"]) == 2
+        said_of_limit = capsys.readouterr().err
+        assert "model.gpu_memory_limit" in said_of_limit
+        assert "with its unit, such as " in said_of_limit
+
+
 def test_no_torch_with_a_given_device(seven_b: Path) -> None:
     code = (
         "import sys\nfrom chulengo.cli.main import main\n"
@@ -202,7 +281,8 @@ def test_no_torch_with_a_given_device(seven_b: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "size"), [
-    ("24GiB", 24 << 30), ("24G", 24 << 30), ("80GB", 80 * 10**9), ("1.5 gib", 3 << 29), ("512M", 512 << 20), ("7", 7),
+    ("24GiB", 24 << 30), ("24G", 24 << 30), ("80GB", 80 * 10**9), ("1.5 gib", 3 << 29), ("512M", 512 << 20),
+    ("25769803776", 24 << 30),
 ])  # fmt: skip
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size

@@ -10,12 +10,17 @@ import pytest
 
 from chulengo.errors import ConfigError, DoesNotFitError
 from chulengo.model import plan as door
+from chulengo.model import plan_memory
 from chulengo.model.plan import (
+    BATCH_KEYS,
     DeviceMemory,
     TrainingMemory,
+    changed_memory,
+    changes_by_cost,
     check_fits,
     needed_bytes,
     predict_memory,
+    room_line,
     smallest_change,
     stored_shapes,
     training_memory,
@@ -259,7 +264,8 @@ def test_unknown_values_are_named_all_at_once() -> None:
 
 @pytest.mark.parametrize(("gib", "expected"), [
     (24, ("training.gradient_checkpointing=true",)),
-    (9.9, ("training.gradient_checkpointing=true", "training.batch_size=1", "training.gradient_accumulation=8")),
+    (9.9, ("training.gradient_checkpointing=true", "training.batch_size=2", "training.gradient_accumulation=4")),
+    (7.3, ("training.gradient_checkpointing=true", "training.batch_size=1", "training.gradient_accumulation=8")),
     (6.3, ("training.gradient_checkpointing=true", "training.batch_size=1", "training.gradient_accumulation=8",
            "training.optimizer=paged_adamw_8bit")),
 ])  # fmt: skip
@@ -280,6 +286,33 @@ def test_shorter_rows_before_giving_up() -> None:
     assert smallest_change(LLAMA_7B, settings, 2 * GIB) is None
 
 
+def test_the_rank_is_the_last_to_go() -> None:
+    settings = TrainingMemory(4, 2048, rank=512, gradient_checkpointing=True, optimizer="adamw_8bit")
+    smaller = ("training.batch_size=1", "training.gradient_accumulation=4")
+    for gib, expected in ((16, ("lora.rank=256",)), (12, ("lora.rank=128",)), (8, (*smaller, "lora.rank=64"))):
+        found = smallest_change(LLAMA_7B, settings, gib * GIB)
+        assert found is not None
+        assert found[0] == expected
+        assert needed_bytes(found[1]) <= gib * GIB
+    assert changed_memory(settings, {"lora.rank": 8}).rank == 8
+
+
+def test_batches_are_halved_and_their_rows_stay_the_same() -> None:
+    for batch in (1, 6, 7, 16):
+        settings = TrainingMemory(batch, 512, gradient_accumulation=3, gradient_checkpointing=True)
+        sizes = [
+            (step["training.batch_size"], step["training.gradient_accumulation"])
+            for step in changes_by_cost(settings) if list(step) == list(BATCH_KEYS)
+        ]  # fmt: skip
+        assert sizes == [(n, 3 * batch // n) for n in range(batch - 1, 0, -1) if batch % n == 0]
+
+
+def test_what_is_not_quantised_is_not_called_so() -> None:
+    parts = predict_memory(LLAMA_7B, TrainingMemory(1, 512, quantization="none", device="cpu")).parts
+    assert parts["weights"] == 2 * 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    assert "quantised weights" not in parts
+
+
 def test_check_fits_refuses_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     small = DeviceMemory("Small GPU", "cuda", 16 * GIB, 16 * GIB)
     monkeypatch.setattr(door, "device_memory", lambda device: small)
@@ -293,6 +326,20 @@ def test_check_fits_refuses_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert "--set training.gradient_checkpointing=true" in text
     plan = check_fits(LLAMA_7B, device="cuda:0", gradient_checkpointing=True, **values)
     assert needed_bytes(plan) < 16 * GIB
+
+
+def test_a_tight_plan_is_said_in_the_plans_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    values: dict[str, Any] = {"batch_size": 4, "max_seq_tokens": 2048, "gradient_checkpointing": True}
+    plan = predict_memory(LLAMA_7B, TrainingMemory(4, 2048, gradient_checkpointing=True, padded=True))
+    between = (needed_bytes(plan) + plan.device_bytes) // 2
+    for free, lines in ((plan.device_bytes, 0), (between, 1)):
+        card = DeviceMemory("Small GPU", "cuda", free, free)
+        monkeypatch.setattr(door, "device_memory", lambda device, card=card: card)
+        said: list[str] = []
+        check_fits(LLAMA_7B, device="cuda:0", say=said.append, **values)
+        assert said == [room_line(plan, card)] * lines
+    assert said[0].startswith(f"needs {plan_memory.gib(needed_bytes(plan))}, Small GPU has ")
+    assert said[0].endswith("fits, 98% (tight: the allocator will have to give back its slack)")
 
 
 def test_auto_is_resolved_for_the_device() -> None:

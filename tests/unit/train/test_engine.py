@@ -14,6 +14,7 @@ import torch
 
 import command_kit
 import tiny_models
+from chulengo.cli.main import main
 from chulengo.cli.train import memory_line, print_result
 from chulengo.config import load_config
 from chulengo.errors import ConfigError, DoesNotFitError
@@ -39,9 +40,9 @@ PLAN = {
 }  # fmt: skip
 
 
-def card(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
+def card(monkeypatch: pytest.MonkeyPatch, gib: float, capability: tuple[int, int] = (9, 0)) -> None:
     """Lets the engine see a GPU of this size."""
-    memory = DeviceMemory("Some GPU", "cuda", int(gib * GIB), int(gib * GIB))
+    memory = DeviceMemory("Some GPU", "cuda", int(gib * GIB), int(gib * GIB), capability=capability)
     monkeypatch.setattr(engine, "device_memory", lambda device: memory)
     monkeypatch.setattr(engine, "resolve_device", lambda device: torch.device("cuda", 0))
     monkeypatch.setattr(engine, "resolve_dtype", lambda name, place: torch.bfloat16)
@@ -71,7 +72,7 @@ def test_auto_fills_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen().settings()["activations_policy"] == "keep"
     assert chosen(batch_size=1).settings()["graphs"] == "always"
     assert chosen(policies=Wanted(graphs="never"), batch_size=1).settings()["graphs"] == "never"
-    assert chosen(gradient_checkpointing=True).settings()["activations_policy"] == "full"
+    assert chosen(gradient_checkpointing=True).settings()["activations_policy"] == "offload-attention"
 
 
 def test_what_does_not_fit_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +80,45 @@ def test_what_does_not_fit_is_refused_with_the_way_out(monkeypatch: pytest.Monke
     with pytest.raises(DoesNotFitError, match=r"Some GPU has 6.00 GiB free") as caught:
         chosen().check_room()
     assert caught.value.next_step is not None
-    assert "--set training.batch_size=1 --set training.gradient_accumulation=4" in caught.value.next_step
-    chosen(batch_size=1, gradient_accumulation=4).check_room()
+    assert "--set training.batch_size=2 --set training.gradient_accumulation=2" in caught.value.next_step
+    chosen(batch_size=2, gradient_accumulation=2).check_room()
+
+
+def test_a_tight_plan_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By train as by plan, in one and the same line."""
+    card(monkeypatch, 5.9)
+    found = chosen(batch_size=2).found
+    assert found is not None
+    assert needed_bytes(found.plan) <= 5.9 * GIB < found.plan.device_bytes
+    said: list[str] = []
+    chosen(batch_size=2).check_room(say=said.append)
+    card(monkeypatch, 139)
+    chosen(batch_size=2).check_room(say=said.append)
+    assert len(said) == 1
+    assert "Some GPU has 5.90 GiB free: fits, " in said[0]
+    assert said[0].endswith("(tight: the allocator will have to give back its slack)")
+
+    (tmp_path / "config.json").write_text(json.dumps(SEVEN_B))
+    words = ["plan", "--model", str(tmp_path), "--device-memory", "5.9GiB", "--set", "training.max_seq_tokens=2048"]
+    assert main([*words, "--set", "training.batch_size=2"]) == 0
+    assert said[0].replace("Some GPU", "the planned device") in capsys.readouterr().out.splitlines()
+
+    data = command_kit.write_lines(tmp_path / "talks.jsonl", *command_kit.conversations(24))
+    folder = tiny_models.write_model_folder(tmp_path / "llama", max_position_embeddings=512)
+    settings = [f"model.name={folder}", f"data.train={data}", "training.max_steps=1", "model.cpu_threads=1",
+                "training.max_seq_tokens=320", "training.overlong=drop", "data.validation_fraction=0",
+                f"out={tmp_path / 'run'}"]  # fmt: skip
+    monkeypatch.undo()
+    right, heard = finetune.engine_for, []
+
+    def tight(*arguments: Any) -> engine.EngineChoice:
+        return replace(right(*arguments), check_room=lambda say: say("tight"))
+
+    monkeypatch.setattr(finetune, "engine_for", tight)
+    finetune.finetune(load_config(None, settings), message=heard.append)
+    assert "tight" in heard
 
 
 def test_the_reference_engine_takes_no_policies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +135,6 @@ def test_the_reference_engine_takes_no_policies(monkeypatch: pytest.MonkeyPatch)
 
 def test_fp8_is_never_dropped_for_the_reference_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     card(monkeypatch, 139)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
     assert chosen(policies=Wanted("fp8")).settings()["weights_policy"] == "resident-fp8"
     with pytest.raises(ConfigError, match=r"fp8, which the fast engine alone has.*attention is eager") as caught:
         chosen(policies=Wanted("fp8"), attention="eager")
@@ -107,16 +144,21 @@ def test_fp8_is_never_dropped_for_the_reference_engine(monkeypatch: pytest.Monke
 
 def test_fp8_where_the_gpu_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     card(monkeypatch, 139)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
     monkeypatch.setitem(SEVEN_B, "intermediate_size", 11000)
     with pytest.raises(ConfigError, match=r"intermediate_size of 11000 features"):
         chosen(policies=Wanted("stream-fp8"))
     chosen(policies=Wanted("stream"))
     monkeypatch.setitem(SEVEN_B, "intermediate_size", 11008)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (8, 6))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "Some GPU")
+    card(monkeypatch, 139, (8, 6))
     with pytest.raises(ConfigError, match=r"Some GPU has no products in FP8"):
         chosen(policies=Wanted("stream-fp8"))
+
+
+def test_what_cannot_be_had_is_refused_before_a_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 139)
+    monkeypatch.setitem(SEVEN_B, "tie_word_embeddings", True)
+    with pytest.raises(ConfigError, match="the model's head is the same table"):
+        chosen(policies=Wanted(embeddings="host"))
 
 
 def test_the_model_gets_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
