@@ -35,10 +35,18 @@ def let_segments_grow() -> None:
 
     Not on Windows, where it has none, nor under it (WSL), where drivers fail at them.
     """
-    if sys.platform != "linux" or "microsoft" in os.uname().release.lower():
-        return
-    if not any(name in os.environ for name in VARIABLES):
+    if _can_grow() and not any(name in os.environ for name in VARIABLES):
         os.environ[VARIABLES[0]] = GROWING
+
+
+def segments_grow() -> bool:
+    """Returns whether they grow in this process, once it has been through `let_segments_grow`."""
+    given = [os.environ[name] for name in VARIABLES if name in os.environ]
+    return GROWING in given[0] if given else _can_grow()
+
+
+def _can_grow() -> bool:
+    return sys.platform == "linux" and "microsoft" not in os.uname().release.lower()
 
 
 @contextmanager

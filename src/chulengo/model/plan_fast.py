@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chulengo.kernels.columns import num_columns
+from chulengo.model.allocator import segments_grow
 from chulengo.model.plan_memory import (
     CUDA_CONTEXT_BYTES,
     DTYPE_BYTES,
@@ -32,11 +33,13 @@ CONTEXT = "CUDA context"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: code, 8-bit scale of 64, float32 scale of 256 of those
 NF4_SINGLE_BYTES = 0.5 + 4 / 64
 STATES_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0 + 8 / 256, "paged_adamw_8bit": 2.0 + 8 / 256, "paged_adamw_32bit": 8.0}
+GROUPS = (LINEAR_NAMES[:3], LINEAR_NAMES[3:4], LINEAR_NAMES[4:6], LINEAR_NAMES[6:])  # maps with one input
 RECOMPUTED = ("full", "offload", "offload-attention")  # policies under which a layer is computed again
 HEAD_CHUNK = 2048  # tokens whose logits exist at once
-# What the allocator holds beyond what is in use, as a share: 6 to 10 % where nothing limits it (H200, six settings of 5
-# to 37 GiB). Limited to 16 and 24 GiB, runs that left it 5 % ran out; limited to 8 and 12, runs that left it 10 % ran.
-ALLOCATOR_SLACK = 0.10
+# What the allocator holds beyond what is in use. The least that runs on an H200 had to leave it, with growing segments:
+# 0.39 and 0.50 GiB of 5.6 in use, 0.41 of 13.6, 0.74 of 37, each with the next lower limit tried too low. With segments
+# of fixed sizes 0.67 GiB of 5.6 was too little, and 1.2 of 13.6 enough.
+LEAST_HELD, HELD_SHARE, FIXED_HELD_SHARE = 400 << 20, 0.01, 0.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
     peak = max(moments, key=lambda name: sum(moments[name].values()))
     beside = {}
     if settings.device == "cuda":
-        beside = {CONTEXT: CUDA_CONTEXT_BYTES, SLACK: int(ALLOCATOR_SLACK * sum(moments[peak].values()))}
+        beside = {CONTEXT: CUDA_CONTEXT_BYTES, SLACK: _held(shape, tokens * size, sum(moments[peak].values()))}
     pinned = pinned_bytes(shape, settings, policies) if settings.device == "cuda" else 0
     notes = (f"states of layers take {gib(pinned)} of the host's memory, pinned",) if pinned else ()
     return Plan(
@@ -133,14 +136,26 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
     )  # fmt: skip
 
 
+def _held(shape: ModelShape, column_bytes: int, used: int) -> int:
+    """Returns what the allocator is left: holes as large as the largest matrix and activation, and a share of all.
+
+    Args:
+        shape: of the model.
+        column_bytes: of one feature of all tokens.
+        used: bytes in use.
+    """
+    block = 2 * shape.intermediate * (column_bytes + 2 * shape.hidden)
+    fixed = 0 if segments_grow() else block + int(FIXED_HELD_SHARE * used)
+    return max(LEAST_HELD, block) + int(HELD_SHARE * used) + fixed
+
+
 def _matrices(shape: ModelShape, settings: TrainingMemory, policies: Policies, size: int) -> int:
     if policies.weights == "resident":
         return size * shape.num_layers * shape.layer_linear_weights
-    groups = (LINEAR_NAMES[:3], LINEAR_NAMES[3:4], LINEAR_NAMES[4:6], LINEAR_NAMES[6:])
     if not policies.fp8:
-        return size * max(sum(math.prod(shape.linear(name)) for name in group) for group in groups)
+        return size * max(sum(math.prod(shape.linear(name)) for name in group) for group in GROUPS)
     copies = []  # bytes of both copies of each group, an adapter's columns with them
-    for group in groups:
+    for group in GROUPS:
         inputs, outputs = shape.linear(group[0])[0], sum(shape.linear(name)[1] for name in group)
         columns = num_columns(len(group) * settings.rank)
         copies.append((outputs * (inputs + columns), inputs * (outputs + columns)))

@@ -72,7 +72,7 @@ def test_the_fast_engine_fills_the_card(seven_b: Path, capsys: pytest.CaptureFix
     arguments = ["plan", "--model", str(seven_b), "--device-memory", "24GiB", "--set", "training.max_seq_tokens=2048"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert "fast engine: weights stream, activations selective in 20 layers, offload-attention in 12 layers" in out
+    assert "fast engine: weights stream, activations selective in 22 layers, offload-attention in 10 layers" in out
     assert "kept by the layers" in out
     assert "tokens/s in full micro-batches of 8,192 tokens, at the rates of one H200" in out
     assert "products" in out
@@ -80,7 +80,7 @@ def test_the_fast_engine_fills_the_card(seven_b: Path, capsys: pytest.CaptureFix
     found = json.loads(capsys.readouterr().out)
     assert found["engine"] == "fast"
     assert found["reason"] is None
-    assert found["policies"]["activations"] == {"selective": 20, "offload-attention": 12}
+    assert found["policies"]["activations"] == {"selective": 22, "offload-attention": 10}
     assert found["rates"]["source"] == "at the rates of one H200"
     assert found["step"]["seconds"] == pytest.approx(sum(found["step"]["parts_s"].values()))
     assert found["step"]["tokens_per_s"] == pytest.approx(8192 / found["step"]["seconds"])

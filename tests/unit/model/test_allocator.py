@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from chulengo.cli.main import main
-from chulengo.model.allocator import GROWING, VARIABLES, OwnMemory
+from chulengo.model.allocator import GROWING, VARIABLES, OwnMemory, segments_grow
 
 MIB = 1 << 20
 
@@ -31,14 +31,19 @@ def settings() -> list[str | None]:
 
 
 def test_segments_grow(unset: None) -> None:
+    assert segments_grow(), "they will"
     assert settings() == [GROWING, None]
     assert settings() == [GROWING, None]
+    assert segments_grow()
 
 
 @pytest.mark.parametrize("name", VARIABLES)
 def test_what_the_user_has_set_stays(unset: None, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "max_split_size_mb:64")
     assert settings() == [("max_split_size_mb:64" if each == name else None) for each in VARIABLES]
+    assert not segments_grow()
+    monkeypatch.setenv(name, f"max_split_size_mb:64,{GROWING}")
+    assert segments_grow()
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin", "wsl"])
@@ -48,6 +53,7 @@ def test_not_where_they_fail(unset: None, monkeypatch: pytest.MonkeyPatch, platf
     else:
         monkeypatch.setattr(sys, "platform", platform)
     assert settings() == [None, None]
+    assert not segments_grow()
 
 
 def test_a_cpu_has_one_memory() -> None:

@@ -123,9 +123,9 @@ def test_the_order_of_policies() -> None:
     said = [p.describe() for p in found if p is not None]
     order = [next(iter(group)) for group in (list(g) for _, g in itertools.groupby(said))]
     assert order[:5] == ["weights resident, activations selective",
+                         "weights resident, activations selective in 31 layers, offload in 1 layer",
                          "weights resident, activations selective in 30 layers, offload-attention in 2 layers",
-                         "weights stream, activations keep", "weights stream, activations selective",
-                         "weights stream, activations selective in 31 layers, offload in 1 layer"]
+                         "weights stream, activations keep", "weights stream, activations selective"]
     assert order[-3:] == ["weights stream, activations offload-attention",
                           "weights stream, activations offload-attention, embeddings on the host",
                           "weights stream, activations offload, embeddings on the host"]  # fmt: skip
@@ -134,14 +134,14 @@ def test_the_order_of_policies() -> None:
 
 
 @pytest.mark.parametrize(("gib", "batch", "tokens", "said"), [
-    (8, 1, 2048, "weights stream, activations selective in 10 layers, offload-attention in 22 layers, graphs"),
-    (12, 1, 2048, "weights stream, activations selective in 30 layers, offload-attention in 2 layers, graphs"),
+    (8, 1, 2048, "weights stream, activations selective in 11 layers, offload-attention in 21 layers, graphs"),
+    (12, 1, 2048, "weights stream, activations selective, graphs"),
     (16, 1, 2048, "weights stream, activations keep, graphs"),
-    (24, 1, 2048, "weights resident, activations selective in 24 layers, offload-attention in 8 layers, graphs"),
+    (24, 1, 2048, "weights resident, activations selective, graphs"),
     (8, 4, 2048, "weights stream, activations offload-attention"),
-    (12, 4, 2048, "weights stream, activations selective in 5 layers, offload-attention in 27 layers"),
-    (16, 4, 2048, "weights stream, activations selective in 11 layers, offload-attention in 21 layers"),
-    (24, 4, 2048, "weights stream, activations selective in 21 layers, offload-attention in 11 layers"),
+    (12, 4, 2048, "weights stream, activations selective in 6 layers, offload-attention in 26 layers"),
+    (16, 4, 2048, "weights stream, activations selective in 12 layers, offload-attention in 20 layers"),
+    (24, 4, 2048, "weights stream, activations selective in 23 layers, offload-attention in 9 layers"),
 ])  # fmt: skip
 def test_llama_7b_on_small_cards(gib: int, batch: int, tokens: int, said: str) -> None:
     policies = choose_policies(shape_of("7b"), TrainingMemory(batch, tokens, optimizer="adamw_8bit"), gib * GIB)
@@ -205,7 +205,7 @@ def test_a_graph_is_worth_the_slack() -> None:
 def test_resident_weights_are_worth_computing_some_layers_again() -> None:
     """At 512 tokens writing matrices from NF4 takes half of the step."""
     shape, settings = shape_of("7b"), TrainingMemory(1, 512, optimizer="adamw_8bit")
-    found = choose_policies(shape, settings, 20 * GIB)
+    found = choose_policies(shape, settings, 19 * GIB)
     assert found is not None
     assert (found.weights, found.activations[0]) == ("resident", "selective")
     assert found.activations[-1].startswith("offload")
@@ -227,7 +227,7 @@ def test_the_host_has_to_have_room() -> None:
     for host_bytes, policy in ((None, more), (2 * moved, more), (2 * moved - 1, less)):
         found = choose_policies(shape, settings, 8 * GIB, host_bytes=host_bytes)
         assert found is not None
-        assert found.activations == (policy,) * 32
+        assert found.activations[-31:] == (policy,) * 31
         plan = predict_fast(shape, settings, found)
         assert plan.host_bytes == pinned_bytes(shape, settings, found) > 0
         assert "of the host's memory, pinned" in plan.notes[0]
@@ -239,7 +239,7 @@ def test_the_host_has_to_have_room() -> None:
     config = config_of("7b")
     for host_bytes, policy in ((None, "offload-attention"), (GIB, "offload")):
         device = DeviceMemory("GPU", "cuda", 8 * GIB, 8 * GIB, host_bytes=host_bytes)
-        assert set(plan_run(config, settings, device).policies.activations) == {policy}
+        assert set(plan_run(config, settings, device).policies.activations[1:]) == {policy}
     in_fp8 = choose_policies(shape, settings, 8 * GIB, Wanted("fp8"))
     assert in_fp8 is not None
     assert set(in_fp8.activations) == {"offload"}

@@ -62,7 +62,7 @@ def test_auto_fills_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     choice.check_room()
     assert choice.found is not None
     assert (choice.engine, choice.compute_dtype, choice.precision) == ("fast", "bfloat16", "bf16")
-    assert choice.found.policies.activations == ("selective",) * 20 + ("offload-attention",) * 12
+    assert choice.found.policies.activations == ("selective",) * 22 + ("offload-attention",) * 10
     # what differs by layer is left to the next plan: it changes no number
     assert choice.settings() == {
         "compute_dtype": "bfloat16", "engine": "fast", "weights_policy": "stream", "activations_policy": "auto",
