@@ -19,13 +19,17 @@ from typing import Any
 
 import torch
 
-from chulengo.errors import DoesNotFitError
+from chulengo.errors import ConfigError, DoesNotFitError
 from chulengo.kernels import ops
-from chulengo.model.fp8_products import check_fp8
+from chulengo.model.covered import fp8_rows_not_covered
+from chulengo.model.fp8_products import IN_16_BITS, check_fp8
 from chulengo.model.llama_shape import read_llama_shape
 from chulengo.model.load import resolve_device, resolve_dtype, use_threads
+from chulengo.model.lora import lora_form
+from chulengo.model.lora_settings import lora_settings
 from chulengo.model.plan import DeviceMemory, TrainingMemory, device_memory, training_memory
 from chulengo.model.plan_policies import RunPlan, Wanted, check_room, leaner_run, plan_run
+from chulengo.model.plan_shapes import ModelShape
 from chulengo.train.coverage import DTYPE_OF, check_insisted, fast_dtype, why_not_covered
 from chulengo.train.optimizer import resolve_precision
 
@@ -90,10 +94,13 @@ def choose_engine(
     compute_dtype, precision = plan["compute_dtype"], plan["precision"]
     if wanted != "reference":
         memory = device_memory(str(place))
-        reason = why_not_fast(model_config, lora=lora, longest_row=longest_row, plan=plan, place=place, memory=memory)
+        reason = why_not_fast(
+            model_config, lora=lora, longest_row=longest_row, plan=plan, place=place, memory=memory,
+            weights_policy=policies.weights,
+        )
         if reason is None:
             if policies.weights.endswith("fp8"):
-                check_fp8(read_llama_shape(model_config, max_seq_tokens=longest_row).sizes, place)
+                _check_fp8_run(read_llama_shape(model_config, max_seq_tokens=longest_row).sizes, lora, place)
             name = fast_dtype(compute_dtype, precision, memory.kind, has_bf16=memory.has_bf16)
             assert name is not None, "why_not_fast has asked"
             exact = {**plan, "compute_dtype": name, "precision": PRECISION_OF[name]}
@@ -105,6 +112,15 @@ def choose_engine(
         reason = None
     dtype = str(resolve_dtype(compute_dtype, place)).removeprefix("torch.")
     return EngineChoice("reference", reason, dtype, resolve_precision(precision, place))
+
+
+def _check_fp8_run(shape: ModelShape, lora: Mapping[str, Any], place: torch.device) -> None:
+    """Raises `ConfigError` for what products in FP8 do not take, before a weight is read."""
+    check_fp8(shape, place)
+    lora_form(lora_settings(**lora), "auto", fp8=True)
+    long = fp8_rows_not_covered(shape) if place.type == "cuda" else None
+    if long is not None:
+        raise ConfigError(f"Products in FP8 do not take this model. {long}", next_step=IN_16_BITS)
 
 
 def _fast_choice(
@@ -120,7 +136,7 @@ def _fast_choice(
 
 def why_not_fast(
     model_config: Mapping[str, Any], *, lora: Mapping[str, Any], longest_row: int, plan: Mapping[str, Any],
-    place: torch.device, memory: DeviceMemory,
+    place: torch.device, memory: DeviceMemory, weights_policy: str,
 ) -> str | None:
     """Returns a sentence that says what the fast engine does not cover here, or None when it covers everything.
 
@@ -130,7 +146,8 @@ def why_not_fast(
     resolve_dtype(plan["compute_dtype"], place)
     resolve_precision(plan["precision"], place)
     reason = why_not_covered(
-        model_config, lora=lora, longest_row=longest_row, plan=plan, kind=memory.kind, has_bf16=memory.has_bf16
+        model_config, lora=lora, longest_row=longest_row, plan=plan, kind=memory.kind, has_bf16=memory.has_bf16,
+        weights_policy=weights_policy,
     )
     if reason is None and place.type == "cuda" and ops.choose(place)[0] != "fused":
         return f"Its kernels do not run here: {ops.choose(place)[1]}."

@@ -49,10 +49,13 @@ def card(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
     monkeypatch.setattr(engine.ops, "choose", lambda place: ("fused", "here"))
 
 
-def chosen(wanted: str = "auto", policies: Wanted | None = None, **changes: Any) -> engine.EngineChoice:
+def chosen(
+    wanted: str = "auto", policies: Wanted | None = None, lora: dict[str, Any] | None = None, **changes: Any
+) -> engine.EngineChoice:
     return engine.choose_engine(
-        wanted, SEVEN_B, policies=policies or Wanted(), lora=LORA, longest_row=2048, plan=PLAN | changes, device="cuda"
-    )
+        wanted, SEVEN_B, policies=policies or Wanted(), lora=LORA | (lora or {}), longest_row=2048,
+        plan=PLAN | changes, device="cuda",
+    )  # fmt: skip
 
 
 def test_auto_fills_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +96,44 @@ def test_the_reference_engine_takes_no_policies(monkeypatch: pytest.MonkeyPatch)
         chosen("fast", compute_dtype="float32")
     monkeypatch.setattr(engine.ops, "choose", lambda place: ("reference", "Triton is not installed"))
     assert chosen().reason == "Its kernels do not run here: Triton is not installed."
+
+
+@pytest.mark.parametrize(
+    ("model", "lora", "said"),
+    [
+        ({}, {"rank": 129}, "rank is 129"), ({}, {"rank": 129, "dora": True}, "rank is 129"),
+        ({"head_dim": 264}, {}, "head size is 264"), ({"head_dim": 100}, {"dropout": 0.1}, "head size is 100"),
+        ({"intermediate_size": 11004}, {}, "down_proj takes 11,004"),
+    ],
+)  # fmt: skip
+def test_what_a_kernel_does_not_take_goes_to_the_reference_engine(
+    monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], lora: dict[str, Any], said: str
+) -> None:
+    card(monkeypatch, 139)
+    for name, value in model.items():
+        monkeypatch.setitem(SEVEN_B, name, value)
+    choice = chosen(lora=lora)
+    assert choice.engine == "reference"
+    assert said in str(choice.reason)
+    with pytest.raises(ConfigError, match=said) as caught:
+        chosen("fast", lora=lora)
+    assert caught.value.next_step == "--set model.engine=reference"
+
+
+def test_what_another_form_takes_stays_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 139)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
+    assert chosen(lora={"rank": 128}).engine == "fast"
+    assert chosen(lora={"rank": 256, "dropout": 0.1}).engine == "fast"
+    assert chosen(lora={"rank": 256}, quantization="none").engine == "fast"
+    assert chosen(policies=Wanted("fp8"), lora={"rank": 256}).engine == "fast"
+    for lora, said in (({"dropout": 0.1}, "dropout 0.1"), ({"dora": True}, "lora.dora")):
+        with pytest.raises(ConfigError, match=rf"Products in FP8 take no adapter with {said}"):
+            chosen(policies=Wanted("fp8"), lora=lora)
+    monkeypatch.setitem(SEVEN_B, "intermediate_size", 53248)  # Llama 3.1 405B
+    with pytest.raises(ConfigError, match=r"intermediate_size: 53,248 features") as caught:
+        chosen(policies=Wanted("fp8"))
+    assert caught.value.next_step == "--set model.weights_policy=auto"
 
 
 def test_fp8_is_never_dropped_for_the_reference_engine(monkeypatch: pytest.MonkeyPatch) -> None:
