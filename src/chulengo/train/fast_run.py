@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from chulengo.errors import ConfigError
 from chulengo.model.fast import FastModel
 from chulengo.train.fast_loop import PRECISIONS, FastLoop, restore_fast
