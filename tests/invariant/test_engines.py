@@ -284,7 +284,7 @@ def test_one_type_for_everything(tiny: Path, tiny_data: Path, tmp_path: Path) ->
     assert load_config(result.paths.config, saved=True).model.compute_dtype == "bfloat16"
     assert "engine: fast · weights resident, bfloat16" in said[0]
     for settings, reason in (
-        (["model.compute_dtype=float16"], "float16 needs a loss scaler"),
+        (["model.compute_dtype=float16"], "Products would be in float16"),
         (["model.compute_dtype=bfloat16", "training.precision=float32"], "mix two types"),
     ):
         with pytest.raises(ConfigError, match=reason):

@@ -11,7 +11,7 @@ from measure import faults, mutant, normal
 from torch import Tensor
 
 from chulengo.kernels import ops
-from chulengo.kernels.applies import KernelError
+from chulengo.kernels.applies import KernelError, need
 from chulengo.kernels.reference import attention as reference
 
 CPU = torch.device("cpu")
@@ -95,6 +95,18 @@ def test_flash_attention_refuses_what_it_cannot_do() -> None:
     q, ends = torch.zeros(4, 2, 8), torch.tensor([0, 4], dtype=torch.int32)
     with pytest.raises(KernelError, match="backend='reference'"):
         ops.packed_attention(q, q, q, ends, 4, backend="fused")
+
+
+def test_flash_attention_names_the_engine_that_has_every_head_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = pytest.importorskip("chulengo.kernels.fused.attention")
+    ends = torch.tensor([0, 4], dtype=torch.int32)
+    monkeypatch.setattr(fused, "need", lambda condition, given, **more: None if "CUDA" in str(more["allowed"]) else (
+        need(condition, given, **more)))  # fmt: skip
+    for dtype, size, said in ((torch.bfloat16, 264, "264"), (torch.bfloat16, 12, "12"), (torch.float32, 8, "float32")):
+        q = torch.zeros(4, 2, size, dtype=dtype)
+        with pytest.raises(KernelError, match=said) as caught:
+            fused.packed_attention(q, q, q, ends, 4)
+        assert caught.value.next_step == "--set model.engine=reference"
 
 
 @pytest.mark.gpu

@@ -188,8 +188,18 @@ class TestFold:
     def test_what_does_not_apply_is_named(self, device, fused) -> None:  # type: ignore[no-untyped-def]
         quantised = reference.quantize(weight((8, 12), torch.bfloat16, device))
         a, b = adapter((8, 12), 4, torch.bfloat16, device)
-        with pytest.raises(KernelError, match="multiples of 8"):
+        with pytest.raises(KernelError, match="multiples of 8") as caught:
             fused.dequantize(quantised, torch.bfloat16, lora_a_RI=a, lora_b_OR=b)
+        assert caught.value.next_step == "--set model.engine=reference"
+        whole = reference.quantize(weight((8, 16), torch.bfloat16, device))
+        for rank in (128, 129):
+            a_RI, b_OR = adapter((8, 16), rank, torch.bfloat16, device)
+            if rank == 129:
+                with pytest.raises(KernelError, match="rank is 129") as caught:
+                    fused.dequantize(whole, torch.bfloat16, lora_a_RI=a_RI, lora_b_OR=b_OR)
+                assert caught.value.next_step == "--set model.engine=reference"
+            else:
+                fused.dequantize(whole, torch.bfloat16, lora_a_RI=a_RI, lora_b_OR=b_OR)
         with pytest.raises(KernelError, match="missing"):
             fused.dequantize(quantised, torch.bfloat16, lora_a_RI=a)
         for module in (reference, fused):

@@ -3,23 +3,28 @@
   chulengo bench train                                            on the embedded model
   chulengo bench train --model FOLDER --batch-size 4 --seq-tokens 2048 --out rows.jsonl
 
-The engines take the same weights and tokens, and their first losses must agree before a time is shown. The limit is
-the time of the step's matrix products, head and attention alone. Rows are appended to --out, one JSON object a line.
+The fast engine runs with the policies that the plan chooses, as `chulengo train` does, unless options say others. The
+engines take the same weights and tokens, and their first losses must agree before a time is shown. The limit is the
+time of the step's matrix products, head and attention alone. Rows are appended to --out, one JSON object a line.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import shlex
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chulengo.errors import ConfigError
+from chulengo.errors import ConfigError, DoesNotFitError
 
 if TYPE_CHECKING:
     from chulengo.train.bench import StepSettings, StepTimes
+    from chulengo.train.engine import EngineChoice
 
 ENGINES = ("fast", "reference")
 
@@ -36,12 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantization", choices=("nf4", "none"), default="nf4")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--weights", choices=("stream", "resident", "stream-fp8", "resident-fp8"), default="stream",
-                        help="of the fast engine (default: stream)")
-    parser.add_argument("--activations", default="selective",
-                        choices=("keep", "selective", "full", "offload", "offload-attention"),
-                        help="of the fast engine (default: selective); all but keep also turn on gradient "
-                        "checkpointing in the reference engine")
+    parser.add_argument("--weights", choices=("auto", "stream", "resident", "fp8", "stream-fp8", "resident-fp8"),
+                        default="auto", help="of the fast engine (default: auto, the plan's choice; never FP8)")
+    parser.add_argument("--activations", default="auto",
+                        choices=("auto", "keep", "selective", "full", "offload", "offload-attention"),
+                        help="of the fast engine (default: auto, the plan's choice); all but keep also turn on "
+                        "gradient checkpointing in the reference engine, auto only where it has no room without")
+    parser.add_argument("--embeddings", choices=("auto", "device", "host"), default="auto",
+                        help="where the fast engine has their table (default: auto, the plan's choice)")
+    parser.add_argument("--graphs", choices=("auto", "always", "never"), default="auto",
+                        help="steps of the fast engine as CUDA graphs (default: auto, the plan's choice)")
     parser.add_argument("--steps", type=int, default=6, metavar="N", help="timed steps (default: 6)")
     parser.add_argument("--warm-up", type=int, default=3, metavar="N", help="steps before those (default: 3)")
     parser.add_argument("--no-limit", action="store_true", help="do not measure the machine's limit")
@@ -57,30 +66,22 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}.", allowed=f"{least} or more")
     if not set(engines) <= set(ENGINES):
         raise ConfigError(f"--engines is {arguments.engines!r}.", allowed=", ".join(ENGINES))
-    from chulengo.model.folder import context_tokens, read_config, resolve_model
+    if arguments.out:
+        _check_out(Path(arguments.out))
+    from chulengo.model.folder import read_config, resolve_model
     from chulengo.model.gpu_limit import give_back_memory
-    from chulengo.model.load import resolve_device, resolve_dtype
     from chulengo.model.plan_shapes import read_shape
     from chulengo.train import bench
 
     folder = resolve_model(arguments.model)
     config = read_config(folder)
-    device = resolve_device(arguments.device)
-    context = context_tokens(config) or 2048
-    seq_tokens = arguments.seq_tokens or min(2048, context)
-    if not 2 <= seq_tokens <= context:
-        raise ConfigError(f"--seq-tokens is {seq_tokens}.", allowed=f"2 to {context}, the model's context")
-    settings = bench.StepSettings(
-        device, arguments.batch_size, seq_tokens, arguments.rank, arguments.quantization,
-        resolve_dtype(arguments.dtype, device), arguments.weights, arguments.activations, arguments.steps,
-        arguments.warm_up,
-    )  # fmt: skip
+    settings, choice = _planned(arguments, config, fast="fast" in engines)
     times: dict[str, StepTimes] = {}
     for engine in engines:
-        print(f"{engine} engine: {settings.warm_up} + {settings.steps} steps of {settings.batch_size} x {seq_tokens} "
-              "tokens", file=sys.stderr)
+        print(f"{engine} engine: {_how(engine, settings)}{settings.warm_up} + {settings.steps} steps of "
+              f"{settings.batch_size} x {settings.seq_tokens} tokens", file=sys.stderr)
         measure = bench.time_fast if engine == "fast" else bench.time_reference
-        times[engine] = measure(folder, settings)
+        times[engine] = _measured(engine, functools.partial(measure, folder, choice, settings))
         give_back_memory()
     bench.check_same_loss(times, settings)
     shape, limit = read_shape(config), None
@@ -93,6 +94,65 @@ def run(arguments: argparse.Namespace) -> int:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     _show(arguments, rows)
     return 0
+
+
+def _check_out(file: Path) -> None:
+    """Raises `ConfigError` where no row could be appended; asked before minutes of measuring."""
+    was_there = file.exists()
+    try:
+        file.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise ConfigError(
+            f"--out {file} cannot be written: {error.strerror}.", allowed="a file in a folder that is there",
+            next_step=f"mkdir -p {shlex.quote(str(file.parent))}, or another --out",
+        ) from error
+    if not was_there:
+        file.unlink()
+
+
+def _planned(
+    arguments: argparse.Namespace, config: dict[str, Any], *, fast: bool
+) -> tuple[StepSettings, EngineChoice]:
+    from chulengo.model.folder import context_tokens
+    from chulengo.model.load import resolve_device, resolve_dtype
+    from chulengo.model.plan_policies import Wanted
+    from chulengo.train import bench
+
+    device = resolve_device(arguments.device)
+    context = context_tokens(config) or 2048
+    seq_tokens = arguments.seq_tokens or min(2048, context)
+    if not 2 <= seq_tokens <= context:
+        raise ConfigError(f"--seq-tokens is {seq_tokens}.", allowed=f"2 to {context}, the model's context")
+    dtype = resolve_dtype(arguments.dtype, device)
+    choice, recompute = bench.plan_bench(
+        config, Wanted(arguments.weights, arguments.activations, arguments.embeddings, arguments.graphs),
+        batch_size=arguments.batch_size, seq_tokens=seq_tokens, rank=arguments.rank,
+        quantization=arguments.quantization, dtype=dtype, device=device, fast=fast,
+    )
+    policies = None if choice.found is None else choice.found.policies
+    settings = bench.StepSettings(
+        device, arguments.batch_size, seq_tokens, arguments.rank, arguments.quantization, dtype, policies, recompute,
+        arguments.steps, arguments.warm_up,
+    )
+    return settings, choice
+
+
+def _how(engine: str, settings: StepSettings) -> str:
+    if engine == "fast" and settings.policies is not None:
+        return f"{settings.policies.describe()}; "
+    return "gradient checkpointing; " if settings.recompute else ""
+
+
+def _measured(engine: str, measure: Callable[[], StepTimes]) -> StepTimes:
+    import torch
+
+    try:
+        return measure()
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFitError(
+            f"The {engine} engine has no room for this step.",
+            next_step="a smaller --batch-size or --seq-tokens, --activations full, or fewer --engines",
+        ) from error
 
 
 def _rows(
@@ -109,9 +169,11 @@ def _rows(
     }  # fmt: skip
     rows = []
     for engine, found in times.items():
-        policies = {"weights": settings.weights, "activations": settings.activations}
-        if engine == "reference":
-            policies = {"gradient_checkpointing": str(settings.activations != "keep").lower()}
+        policies: dict[str, Any] = {"gradient_checkpointing": str(settings.recompute).lower()}
+        if engine == "fast" and settings.policies is not None:
+            policies = settings.policies.to_dict()
+            counts = policies["activations"]
+            policies["activations"] = counts if len(counts) > 1 else next(iter(counts))
         rows.append({
             "engine": engine, **policies, "tokens_per_s": tokens / found.quantile(0.5),
             "step_s": {"p20": found.quantile(0.2), "p50": found.quantile(0.5), "p80": found.quantile(0.8)},

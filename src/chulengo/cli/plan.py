@@ -198,6 +198,7 @@ def _why_not_fast(
     reason = why_not_covered(
         model_config, lora=asdict(config.lora), longest_row=facts.longest_row if facts else settings.row_tokens,
         plan=plan_settings(config, settings.row_tokens), kind=device.kind, has_bf16=device.has_bf16,
+        weights_policy=config.model.weights_policy,
     )
     if reason is None and device.kind == "cuda" and not planned:
         from chulengo.kernels import ops

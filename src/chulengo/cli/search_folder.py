@@ -84,7 +84,7 @@ def validation_rows(inputs: Inputs) -> Sequence[Any]:
 def identity_of(config: RunConfig, inputs: Inputs, skip: Sequence[str] = ()) -> dict[str, Any]:
     """Returns what makes this search this one; the names of data files are not part of it, their rows are."""
     from chulengo.model.folder import weights_hash
-    from chulengo.train.finetune import decisive
+    from chulengo.train.resume import decisive
 
     assert inputs.validation is not None
     left_out = {*skip, "data.train", "data.validation", "training.eval_every_steps"}

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 
 from chulengo.cli.arguments import add_run_arguments, config_from
 from chulengo.config import RunConfig, load_config
+from chulengo.config.load import flatten
 from chulengo.data.wording import counted, four_digits
 from chulengo.errors import ConfigError
+from chulengo.train.resume import FREE_SETTINGS, asked_policies
 
 PLAN_TOLERANCE = 1.05
 
@@ -33,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=("auto", "fast", "reference"), help="what trains: --set model.engine, in short"
     )
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, to the bit")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, to the bit; "
+                        "policies that were left to the plan are chosen anew")
     parser.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, then stop")
     parser.add_argument("--help-config", action="store_true", help="list every setting, its default and meaning")
 
@@ -61,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_rows(inputs)
     if arguments.dry_run:
         choice = engine_for(config, inputs)
-        why = f" ({choice.reason})" if choice.reason else ""
+        said = " ".join(sentence for sentence in (choice.reason, choice.without_effect()) if sentence)
+        why = f" ({said})" if said else ""
         print(f"Dry run: the data and the configuration are fine for the {choice.engine} engine{why}; "
               "nothing was trained.")
         return 0
@@ -136,10 +140,12 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
             arguments.overrides = [f"model.engine={arguments.engine}", *arguments.overrides]
         return config_from(arguments)
     told = [f"--{name}" for name in ("model", "data", "config", "out", "engine") if getattr(arguments, name)]
-    told += ["--set"] if arguments.overrides else []
+    may_differ = FREE_SETTINGS - {"out"}
+    told += ["--set"] if any(each.partition("=")[0].strip() not in may_differ for each in arguments.overrides) else []
     if told:
         raise ConfigError(
             f"--resume goes on with a run as it was configured, so {', '.join(told)} cannot be given with it.",
+            allowed=f"--set of what changes no number: {', '.join(sorted(may_differ))}",
             next_step=f"chulengo train --resume {shlex.quote(arguments.resume)}",
         )
     file = Path(arguments.resume) / "config.yaml"
@@ -149,4 +155,6 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
             allowed="a folder that `chulengo train` wrote",
             next_step="ls runs",
         )
-    return dataclasses.replace(load_config(file, saved=True), out=arguments.resume)
+    asked = asked_policies(file.parent, flatten(load_config(file, saved=True)))
+    overrides = [*(f"{key}={value}" for key, value in asked.items()), *arguments.overrides]
+    return dataclasses.replace(load_config(file, overrides, saved=True), out=arguments.resume)

@@ -28,6 +28,7 @@ import torch
 
 from chulengo.errors import ChulengoError, ConfigError, DoesNotFitError
 from chulengo.kernels import ops
+from chulengo.model.covered import dtype_not_covered, setting_not_covered, size_not_covered
 from chulengo.model.decode import cache_bytes
 from chulengo.model.fast import FastModel, load_fast
 from chulengo.model.folder import context_tokens
@@ -63,30 +64,25 @@ def why_not_fast(
     dtype = resolve_dtype(compute_dtype, place)
     try:
         shape = read_llama_shape(config)
-        if adapter is not None:
-            adapter_settings(adapter)
+        settings = None if adapter is None else adapter_settings(adapter)
     except ChulengoError as error:
         return f"{error.given}{f' (there: {error.allowed})' if error.allowed else ''}"
     stored = config.get("quantization_config")
     kind = "none" if not isinstance(stored, dict) else stored.get("bnb_4bit_quant_type", stored.get("quant_method"))
-    head_size = shape.sizes.head_dim
+    reason = setting_not_covered(quantization=quantization, attention=attention)
     reasons: list[tuple[bool, str]] = [
-        (quantization not in ("nf4", "none"), f"model.quantization is {quantization} (there: nf4, none)."),
         (kind not in ("none", "nf4"), f"The weights are stored as {kind} (there: nf4, 16 and 32 bits)."),
-        (attention != "sdpa", f"model.attention is {attention}, which is transformers'."),
         (adds_adapter, "A further adapter is put on the loaded base (there: only the one it is opened with)."),
         (adapter is not None and _has_other_tensors(adapter), f"The adapter {adapter} has more than A and B of maps."),
         (context_tokens(config) is None, "The model's config.json does not say how long a sequence may be."),
-        (dtype == torch.float16, "float16 was asked for (there: bfloat16, float32)."),
     ]
-    if place.type == "cuda":
+    reason = reason or next((sentence for applies, sentence in reasons if applies), None)
+    reason = reason or dtype_not_covered(str(dtype).removeprefix("torch."), place.type)
+    if reason is None and place.type == "cuda":
         backend, why = ops.choose(place)
-        reasons += [
-            (dtype == torch.float32, "On a GPU it attends in 16 bits only, and float32 was asked for."),
-            (head_size % 8 != 0 or head_size > 256, f"The head size is {head_size} (there: 8, 16, … 256)."),
-            (backend != "fused", f"Its kernels do not run here: {why}."),
-        ]
-    return next((sentence for applies, sentence in reasons if applies), None)
+        reason = size_not_covered(shape.sizes, settings, quantized=quantization == "nf4")
+        return f"Its kernels do not run here: {why}." if backend != "fused" else reason
+    return reason
 
 
 def _has_other_tensors(adapter: Path) -> bool:

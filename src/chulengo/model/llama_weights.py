@@ -83,7 +83,7 @@ def load_llama_weights(
         lasting: where weights go on the device; None: where all other tensors are.
 
     Raises:
-        ModelError: the files do not hold exactly this model.
+        ModelError: the files do not hold exactly this model, or a quantised weight is not finite.
     """
     sizes = shape.sizes
     stored = StoredTensors(
@@ -100,6 +100,7 @@ def load_llama_weights(
         else:
             head_VD = stored.plain("lm_head.weight", (sizes.vocab, sizes.hidden))
         stored.check_all_read()
+        stored.check_finite()
     return LlamaWeights(embedding_VD, layers, final_norm_D, head_VD)
 
 

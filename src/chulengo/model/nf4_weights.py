@@ -7,7 +7,8 @@ memory of its own. Ready-made bitsandbytes checkpoints (4-bit, nf4, with or with
 they are; a map that such a checkpoint left in 16 bits stays so.
 
 Every tensor of the files must be used, and every tensor of the model found: a tensor too many means that the
-architecture is not the one the config names.
+architecture is not the one the config names. NaN or infinity in a quantised weight is an error; the device says so of
+each, and the host looks once, at the end.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class StoredTensors:
         self._quantize, self._double_quant = quantize, double_quant
         self._open = contextlib.ExitStack()
         self._files: dict[str, Any] = {}
+        self._paths: dict[str, Path] = {}
+        self._finite: dict[str, Tensor] = {}  # of every quantised weight
         self._unread: set[str] = set()
 
     def __enter__(self) -> StoredTensors:
@@ -64,6 +67,7 @@ class StoredTensors:
             except SafetensorError as error:
                 raise ModelError(f"{path} cannot be read: {error}", next_step="copy or download it again") from error
             self._files |= dict.fromkeys(file.keys(), file)
+            self._paths |= dict.fromkeys(file.keys(), path)
         self._unread = {name for name in self._files if not name.endswith(SUPERFLUOUS)}
         return self
 
@@ -106,7 +110,9 @@ class StoredTensors:
             weight = self._brought(name, shape)
             if not self._quantize:
                 return self._kept(weight)
-            return nf4.quantize(weight, double_quant=self._double_quant).placed(self._kept)
+            quantized = nf4.quantize(weight, double_quant=self._double_quant)
+            self._finite[name] = quantized.is_finite()
+            return quantized.placed(self._kept)
         tensors = {key.removeprefix(prefix): self._read(key).to(self._device) for key in parts}
         try:
             stored = nf4.from_state_dict(tensors | {"": self._read(name).to(self._device)})
@@ -114,6 +120,7 @@ class StoredTensors:
             raise refuse(f"{name} is quantised in a form that is not covered: {error.given}", allowed="nf4") from error
         if stored.shape != shape:
             raise ModelError(f"{name} in {self._folder} is {stored.shape}; the config says {shape}.")
+        self._finite[name] = stored.is_finite()
         return stored.placed(self._kept)
 
     def skip(self, name: str) -> None:
@@ -127,6 +134,17 @@ class StoredTensors:
             raise refuse(
                 f"{self._folder} has {len(names)} tensors that this architecture does not: {', '.join(names[:3])}"
                 f"{' …' if len(names) > 3 else ''}."
+            )
+
+    def check_finite(self) -> None:
+        """Raises `ModelError` when a quantised weight had NaN or infinity in it; waits for the device."""
+        flags = torch.stack(list(self._finite.values())).tolist() if self._finite else []
+        bad = [name for name, fine in zip(self._finite, flags, strict=True) if not fine]
+        if bad:
+            more = f", and so do {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise ModelError(
+                f"{bad[0]} in {self._paths[bad[0]]} has values that are NaN or infinite{more}.",
+                next_step="copy or download the file again, or ask whoever made it",
             )
 
     def _kept(self, tensor: Tensor) -> Tensor:

@@ -54,7 +54,10 @@ class HostStates:
             self._kept[index] = tuple(states)
             return
         self._let_go()
-        self._coming.pop(index, None)  # of a backward that was broken off
+        broken_off = self._coming.pop(index, None)
+        if broken_off is not None:
+            # of a backward that did not end: its copy may still be written into memory that is free from here on
+            torch.cuda.current_stream(states[0].device).wait_event(broken_off[1])
         hosts = tuple(self._buffer((index, place), state) for place, state in enumerate(states))
         self._stream.wait_stream(torch.cuda.current_stream(states[0].device))
         with torch.cuda.stream(self._stream):

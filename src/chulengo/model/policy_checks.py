@@ -6,6 +6,7 @@ No torch: `plan --device-memory` asks of a device that is not there.
 from __future__ import annotations
 
 from chulengo.errors import ConfigError
+from chulengo.model.covered import fp8_rows_not_covered
 from chulengo.model.plan import DeviceMemory
 from chulengo.model.plan_policies import SETTING, Wanted
 from chulengo.model.plan_shapes import ModelShape
@@ -49,6 +50,10 @@ def _check_fp8(weights: str, shape: ModelShape, device: DeviceMemory) -> None:
     sizes = {"hidden_size": shape.hidden, "query heads": shape.q_width, "key heads": shape.kv_width,
              "intermediate_size": shape.intermediate}  # fmt: skip
     odd = [f"{name} of {size}" for name, size in sizes.items() if size % FP8_STEP]
+    if (long := fp8_rows_not_covered(shape)) is not None:
+        raise ConfigError(
+            f"{SETTING['weights']} is {weights}, which does not take this model. {long}", next_step=_leave("weights")
+        )
     if odd:
         raise ConfigError(
             f"{SETTING['weights']} is {weights}, and the model has {', '.join(odd)} features, for which there are no "

@@ -1,6 +1,7 @@
 """What a training step costs here: the fast engine, the reference engine, and the machine's own limit.
 
-All on one model, one set of tokens and one machine, in one command. Before anything is timed the engines' losses of
+All on one model, one set of tokens and one machine, in one command. The fast engine runs with the policies that
+`train` would choose, unless others are asked for. Before anything is timed the engines' losses of
 the first step, where a fresh adapter adds nothing, must agree: a fast step that computes something else is not fast.
 
 The limit is what nobody can pass here: the time of the step's matrix products (forward, and the gradient of every
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,15 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from chulengo.data.batches import IGNORE
-from chulengo.errors import ChulengoError
+from chulengo.errors import ChulengoError, ConfigError, DoesNotFitError
 from chulengo.kernels import ops
+from chulengo.model.llama_shape import REFERENCE
+from chulengo.model.plan import device_memory, needed_bytes, predict_memory, training_memory
+from chulengo.model.plan_fast import Policies
+from chulengo.model.plan_policies import Wanted
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape
 from chulengo.model.plan_speed import DeviceRates
+from chulengo.train.engine import EngineChoice, choose_engine, load_model
 
 FIRST_LOSSES = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}  # nats that engines may differ by
 FIRST_LOSS_FP8 = 0.1
@@ -46,8 +52,8 @@ class StepSettings:
         rank: of LoRA on all linear maps; alpha is the same.
         quantization: nf4 or none.
         dtype: of products.
-        weights: policy of the fast engine.
-        activations: policy of the fast engine; the reference engine computes again exactly when it is not "keep".
+        policies: of the fast engine; None: it is not measured.
+        recompute: the reference engine computes activations again.
         steps: timed ones.
         warm_up: steps before those.
     """
@@ -58,10 +64,15 @@ class StepSettings:
     rank: int
     quantization: str
     dtype: torch.dtype
-    weights: str
-    activations: str
+    policies: Policies | None
+    recompute: bool
     steps: int
     warm_up: int
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the fast engine's products are in FP8."""
+        return self.policies is not None and self.policies.fp8
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +82,7 @@ class StepTimes:
     Attributes:
         seconds: of every timed step, ascending.
         first_loss: nats a token before any update.
-        peak_bytes: most memory allocated while timing; None without a GPU, where only the whole process is known.
+        peak_bytes: most memory allocated once warm; None without a GPU, where only the whole process is known.
     """
 
     seconds: tuple[float, ...]
@@ -83,33 +94,73 @@ class StepTimes:
         return self.seconds[min(len(self.seconds) - 1, int(share * len(self.seconds)))]
 
 
-def time_fast(folder: Path, settings: StepSettings) -> StepTimes:
-    """Returns the fast engine's times."""
-    from chulengo.model.fast import load_fast
+def plan_bench(
+    config: Mapping[str, Any], wanted: Wanted, *, batch_size: int, seq_tokens: int, rank: int, quantization: str,
+    dtype: torch.dtype, device: torch.device, fast: bool,
+) -> tuple[EngineChoice, bool]:
+    """Returns how `train` would run this step, and whether the reference engine has to compute activations again.
 
-    model = load_fast(
-        folder, quantization=settings.quantization, compute_dtype=_name(settings.dtype), device=str(settings.device),
-        weights=settings.weights, activations=settings.activations,
-    )  # fmt: skip
-    model.attach_lora(rank=settings.rank, alpha=settings.rank)
+    Args:
+        config: content of the model's `config.json`.
+        wanted: policies of the fast engine, as the user wants them.
+        batch_size: sequences.
+        seq_tokens: tokens of each.
+        rank: of LoRA on all linear maps.
+        quantization: nf4 or none.
+        dtype: of products.
+        device: where it runs.
+        fast: the fast engine is to be measured; else the choice is the reference engine.
+
+    Raises:
+        ConfigError: the fast engine does not cover this.
+        DoesNotFitError: no policies of the fast engine fit.
+    """
+    plan: dict[str, Any] = {
+        "quantization": quantization, "double_quant": True, "compute_dtype": _name(dtype), "attention": "sdpa",
+        "rank": rank, "targets": ("all-linear",), "dora": False, "train_head": False, "train_embeddings": False,
+        "batch_size": batch_size, "max_seq_tokens": seq_tokens, "optimizer": "adamw", "gradient_checkpointing": False,
+        "precision": "auto", "dropout": 0.0, "gradient_accumulation": 1, "batching": "packed",
+    }  # fmt: skip
+    try:
+        choice = choose_engine(
+            "fast" if fast else "reference", config, policies=wanted, lora=_lora(rank), longest_row=seq_tokens,
+            plan=plan, device=str(device),
+        )
+        choice.check_room()
+    except DoesNotFitError as error:
+        error.advise("a smaller --batch-size or --seq-tokens, or policies left to the plan")
+        raise
+    except ConfigError as error:
+        error.advise("--engines reference" if error.next_step == REFERENCE else "leave --weights away")
+        raise
+    if wanted.activations != "auto":
+        return choice, wanted.activations != "keep"
+    memory = device_memory(str(device))
+    kept = predict_memory(config, training_memory(device=memory, **plan))
+    return choice, needed_bytes(kept) > memory.free_bytes
+
+
+def time_fast(folder: Path, choice: EngineChoice, settings: StepSettings) -> StepTimes:
+    """Returns the fast engine's times, as `train` would run it."""
+    model = _loaded(folder, choice, settings)
     model.train()
     batch = _batch(settings, model.shape.sizes.vocab)
-    return _times(lambda: model.nll(batch), model.trainable_parameters(), settings)
-
-
-def time_reference(folder: Path, settings: StepSettings) -> StepTimes:
-    """Returns the reference engine's times: transformers, PEFT and bitsandbytes."""
-    from chulengo.model.load import load_base
-
-    device = settings.device
-    base = load_base(
-        folder, quantization=settings.quantization, compute_dtype=_name(settings.dtype), device=str(device)
+    graphs = settings.policies is not None and settings.policies.graphs
+    return _times(
+        lambda: model.nll(batch), model.trainable_parameters(), settings, clear=model.clear_gradients,
+        # a graph's memory is counted while it is captured, in the second step
+        counted_from=min(1, settings.warm_up) if graphs else settings.warm_up,
     )
-    from chulengo.model.adapter import attach_lora, enable_gradient_checkpointing  # after load_base: see there
+
+
+def time_reference(folder: Path, choice: EngineChoice, settings: StepSettings) -> StepTimes:
+    """Returns the reference engine's times: transformers, PEFT and bitsandbytes."""
+    device = settings.device
+    model = _loaded(folder, replace(choice, engine="reference", found=None), settings)
+    from chulengo.model.adapter import enable_gradient_checkpointing  # after bitsandbytes: see `load_base`
     from chulengo.model.loss import supervised_nll
 
-    model = attach_lora(base, rank=settings.rank, alpha=settings.rank)
-    if settings.activations != "keep":
+    if settings.recompute:
         enable_gradient_checkpointing(model)
     model.train()
     batch = {k: v.to(device) for k, v in _batch(settings, int(model.config.vocab_size)).items()}
@@ -118,15 +169,39 @@ def time_reference(folder: Path, settings: StepSettings) -> StepTimes:
         with torch.autocast(device.type, dtype=settings.dtype, enabled=settings.dtype != torch.float32):
             return supervised_nll(model, batch)
 
-    return _times(loss, [p for p in model.parameters() if p.requires_grad], settings)
+    return _times(
+        loss, [p for p in model.parameters() if p.requires_grad], settings, clear=lambda: None,
+        counted_from=settings.warm_up,
+    )
+
+
+def _loaded(folder: Path, choice: EngineChoice, settings: StepSettings) -> Any:
+    model, _ = load_model(
+        choice, folder, lora=_lora(settings.rank), seed=0, quantization=settings.quantization, double_quant=True,
+        device=str(settings.device), attention="sdpa", cpu_threads=None, longest_row=settings.seq_tokens,
+        name=str(folder), vocab_size=0,
+    )
+    return model
+
+
+def _lora(rank: int) -> dict[str, Any]:
+    return {
+        "rank": rank, "alpha": float(rank), "dropout": 0.0, "targets": ("all-linear",), "rslora": False, "dora": False,
+        "train_head": False, "train_embeddings": False,
+    }  # fmt: skip
 
 
 def check_same_loss(times: Mapping[str, StepTimes], settings: StepSettings) -> None:
-    """Raises `ChulengoError` when the engines do not begin with the same loss."""
+    """Raises `ChulengoError` when the engines do not begin with the same loss, or one of them with no number."""
     losses = {name: found.first_loss for name, found in times.items()}
-    allowed = FIRST_LOSS_FP8 if settings.weights.endswith("fp8") else FIRST_LOSSES[settings.dtype]
+    said = ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
+    if not all(map(math.isfinite, losses.values())):
+        raise ChulengoError(
+            f"The loss before the first update is not finite: {said}.",
+            next_step="another --dtype, or look for NaN in the model's weights",
+        )
+    allowed = FIRST_LOSS_FP8 if settings.fp8 else FIRST_LOSSES[settings.dtype]
     if max(losses.values()) - min(losses.values()) > allowed:
-        said = ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
         raise ChulengoError(
             f"The engines do not compute the same loss before the first update: {said}.",
             allowed=f"a difference of up to {allowed} nats a token",
@@ -141,7 +216,7 @@ def limit_seconds(shape: ModelShape, settings: StepSettings) -> dict[str, float]
         shape: of the model.
         settings: of the step.
     """
-    device, fp8 = settings.device, settings.weights.endswith("fp8")
+    device, fp8 = settings.device, settings.fp8
     tokens, dtype = settings.batch_size * settings.seq_tokens, settings.dtype
 
     def product(rows: int, features: int, outputs: int, *, eighth: bool) -> float:
@@ -203,14 +278,15 @@ def measured_rates(device: torch.device) -> DeviceRates:
 
 
 def _times(
-    loss_of: Callable[[], tuple[Tensor, int]], parameters: list[torch.nn.Parameter], settings: StepSettings
-) -> StepTimes:
+    loss_of: Callable[[], tuple[Tensor, int]], parameters: list[torch.nn.Parameter], settings: StepSettings, *,
+    clear: Callable[[], None], counted_from: int,
+) -> StepTimes:  # fmt: skip
     device = settings.device
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=device.type == "cuda")
     seconds: list[float] = []
     first_loss = math.nan
     for index in range(settings.warm_up + settings.steps):
-        if index == settings.warm_up and device.type == "cuda":
+        if index == counted_from and device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         _wait(device)
         begin = time.perf_counter()
@@ -220,6 +296,7 @@ def _times(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        clear()
         _wait(device)
         seconds.append(time.perf_counter() - begin)
         if index == 0:

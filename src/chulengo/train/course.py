@@ -67,6 +67,7 @@ class Course:
 
     def add_step(self, *, nll: float, targets: int, tokens: int, seconds: float) -> None:
         """Adds one step to the window of the next training row; `nll` is its summed loss over all ranks."""
+        self.job.steps.taken += 1
         run = self.run
         run.window_nll += nll
         run.window_targets += targets

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chulengo.errors import ChulengoError, ConfigError
+from chulengo.model.covered import dtype_not_covered, setting_not_covered, size_not_covered
 from chulengo.model.llama_shape import REFERENCE, read_llama_shape
 from chulengo.model.lora_settings import lora_settings
 
@@ -18,7 +19,7 @@ DTYPE_OF = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # prec
 
 def why_not_covered(
     model_config: Mapping[str, Any], *, lora: Mapping[str, Any], longest_row: int, plan: Mapping[str, Any],
-    kind: str, has_bf16: bool,
+    kind: str, has_bf16: bool, weights_policy: str = "auto",
 ) -> str | None:
     """Returns a sentence that says what the fast engine does not cover, or None when it covers everything.
 
@@ -29,28 +30,28 @@ def why_not_covered(
         plan: the settings that decide memory, as `model.plan.training_memory` takes them.
         kind: of the device: cuda or cpu.
         has_bf16: whether it has bfloat16.
+        weights_policy: of section `model`: in FP8 the adapter is not folded in.
     """
     try:
-        read_llama_shape(model_config, max_seq_tokens=longest_row)
-        lora_settings(**lora)
+        shape = read_llama_shape(model_config, max_seq_tokens=longest_row)
+        adapter = lora_settings(**lora)
     except ChulengoError as error:
         allowed = f" (there: {error.allowed})" if error.allowed else ""
         return f"{error.given}{allowed}"
-    if plan["quantization"] not in ("nf4", "none"):
-        return f"model.quantization is {plan['quantization']} (there: nf4, none)."
-    if plan["attention"] != "sdpa":
-        return f"model.attention is {plan['attention']}, which is transformers'."
+    reason = setting_not_covered(quantization=plan["quantization"], attention=plan["attention"])
+    if reason is not None:
+        return reason
     dtype = fast_dtype(plan["compute_dtype"], plan["precision"], kind, has_bf16=has_bf16)
     if dtype is None:
         return (
             f"Products in {plan['compute_dtype']} under training.precision {plan['precision']} mix two types "
             "(there: one for everything)."
         )
-    if dtype == "float16":
-        return "float16 needs a loss scaler (there: bfloat16, float32)."
-    if kind == "cuda" and dtype == "float32":
-        return "On a GPU it attends in 16 bits only, and float32 was asked for."
-    return None
+    reason = dtype_not_covered(dtype, kind)
+    if reason is None and kind == "cuda":
+        quantized, fp8 = plan["quantization"] == "nf4", weights_policy.endswith("fp8")
+        reason = size_not_covered(shape.sizes, adapter, quantized=quantized, fp8=fp8)
+    return reason
 
 
 def check_insisted(engine: str, weights_policy: str, reason: str) -> None:

@@ -16,7 +16,8 @@ from chulengo.train.whole_files import write_json, write_text
 
 
 def write_description(
-    paths: RunPaths, inputs: Inputs, *, text: str, settings: Mapping[str, Any], seeds: Mapping[str, int]
+    paths: RunPaths, inputs: Inputs, *, text: str, settings: Mapping[str, Any], seeds: Mapping[str, int],
+    asked: Mapping[str, str],
 ) -> None:
     """Writes ledger, manifest and configuration of a run that is about to start.
 
@@ -26,6 +27,7 @@ def write_description(
         text: the resolved configuration as YAML.
         settings: the same as `section.key` names and values.
         seeds: by name.
+        asked: policies as they were given, by `section.key`; in `settings` they are resolved.
     """
     validation = inputs.validation
     write_json(paths.ledger, {
@@ -33,7 +35,8 @@ def write_description(
         "validation": validation.ledger.to_dict() if validation else None,
     })
     hashes = _hashes(inputs) | {"config": hashlib.sha256(text.encode()).hexdigest()}
-    write_json(paths.manifest, manifest(hashes=hashes, seeds=seeds, extra={"config": dict(settings)}))
+    extra = {"config": dict(settings), "asked": dict(asked)}
+    write_json(paths.manifest, manifest(hashes=hashes, seeds=seeds, extra=extra))
     write_text(paths.config, text)  # last: a folder with a config.yaml is a run
 
 

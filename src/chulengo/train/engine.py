@@ -11,8 +11,9 @@ Products in FP8 are the exception: another arithmetic, never chosen, and where t
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from chulengo.errors import DoesNotFitError
 from chulengo.kernels import ops
 from chulengo.model.llama_shape import read_llama_shape
 from chulengo.model.load import resolve_device, resolve_dtype, use_threads
-from chulengo.model.plan import DeviceMemory, TrainingMemory, device_memory, training_memory
+from chulengo.model.lora import lora_form
+from chulengo.model.lora_settings import lora_settings
+from chulengo.model.plan import DeviceMemory, TrainingMemory, device_memory, gib, training_memory
 from chulengo.model.plan_policies import RunPlan, Wanted, check_room, leaner_run, plan_run
 from chulengo.model.policy_checks import check_policies
 from chulengo.train.coverage import DTYPE_OF, check_insisted, fast_dtype, why_not_covered
@@ -45,6 +48,7 @@ class EngineChoice:
         found: policies and plan of the fast engine; None for the reference engine.
         check_room: raises `DoesNotFitError` when the fast engine's plan does not fit; tells `say` of a tight one.
         leaner: returns the choice with policies that need less, None when there are none.
+        unused: settings that were given and that only the fast engine has, where it does not train.
     """
 
     engine: str
@@ -54,6 +58,11 @@ class EngineChoice:
     found: RunPlan | None = None
     check_room: Callable[..., None] = lambda **_: None
     leaner: Callable[[], EngineChoice | None] = lambda: None
+    unused: tuple[str, ...] = ()
+
+    def without_effect(self) -> str | None:
+        """Returns a sentence that names the settings that do nothing here, or None."""
+        return f"Without effect there: {', '.join(self.unused)}." if self.unused else None
 
     def settings(self) -> dict[str, str]:
         """Returns what every `auto` of section `model` stands for; activations that differ by layer stay `auto`."""
@@ -91,9 +100,14 @@ def choose_engine(
     compute_dtype, precision = plan["compute_dtype"], plan["precision"]
     if wanted != "reference":
         memory = device_memory(str(place))
-        reason = why_not_fast(model_config, lora=lora, longest_row=longest_row, plan=plan, place=place, memory=memory)
+        reason = why_not_fast(
+            model_config, lora=lora, longest_row=longest_row, plan=plan, place=place, memory=memory,
+            weights_policy=policies.weights,
+        )
         if reason is None:
             check_policies(policies, read_llama_shape(model_config, max_seq_tokens=longest_row).sizes, memory)
+            if policies.weights.endswith("fp8"):
+                lora_form(lora_settings(**lora), "auto", fp8=True)  # raises for an adapter that FP8 does not take
             name = fast_dtype(compute_dtype, precision, memory.kind, has_bf16=memory.has_bf16)
             assert name is not None, "why_not_fast has asked"
             exact = {**plan, "compute_dtype": name, "precision": PRECISION_OF[name]}
@@ -120,7 +134,7 @@ def _fast_choice(
 
 def why_not_fast(
     model_config: Mapping[str, Any], *, lora: Mapping[str, Any], longest_row: int, plan: Mapping[str, Any],
-    place: torch.device, memory: DeviceMemory,
+    place: torch.device, memory: DeviceMemory, weights_policy: str,
 ) -> str | None:
     """Returns a sentence that says what the fast engine does not cover here, or None when it covers everything.
 
@@ -130,7 +144,8 @@ def why_not_fast(
     resolve_dtype(plan["compute_dtype"], place)
     resolve_precision(plan["precision"], place)
     reason = why_not_covered(
-        model_config, lora=lora, longest_row=longest_row, plan=plan, kind=memory.kind, has_bf16=memory.has_bf16
+        model_config, lora=lora, longest_row=longest_row, plan=plan, kind=memory.kind, has_bf16=memory.has_bf16,
+        weights_policy=weights_policy,
     )
     if reason is None and place.type == "cuda" and ops.choose(place)[0] != "fused":
         return f"Its kernels do not run here: {ops.choose(place)[1]}."
@@ -156,6 +171,9 @@ def load_model(
         longest_row: in tokens.
         name: of the base, for the adapter's files.
         vocab_size: ids that the tokenizer can produce.
+
+    Raises:
+        DoesNotFitError: the device has not the memory.
     """
     use_threads(cpu_threads)
     shared: dict[str, Any] = {
@@ -167,29 +185,42 @@ def load_model(
 
         assert choice.found is not None, "the fast engine has a plan"
         how = choice.found.policies
-        try:
+        with _room_for(f"the weights of {name}", choice, device):
             model = load_fast(
                 folder, **shared, max_seq_tokens=longest_row, weights=how.weights, activations=how.activations,
                 embeddings=how.embeddings, graphs=how.graphs,
             )
-        except torch.OutOfMemoryError as error:
-            raise DoesNotFitError(
-                f"The weights of {name} do not fit on {device}.",
-                next_step="a smaller model, or: chulengo plan, which says what needs how much",
-            ) from error
         # float32 is a CPU's, where the forms differ in rounding only: a step of the demo took 0.148 s of one core with
         # W + s B A written once a step, 0.133 with two products more
         separate = choice.compute_dtype == "float32" and not lora["dora"]  # which is only folded
-        model.attach_lora(**lora, seed=seed, form="separate" if separate else "auto")
+        with _room_for(f"{name} with its adapter", choice, device):
+            model.attach_lora(**lora, seed=seed, form="separate" if separate else "auto")
         return model, {"name": "fast", **model.describe()}
     from chulengo.model.adapter import attach_lora, fully_trained
     from chulengo.model.load import load_base
 
     base = load_base(folder, **shared, attention=attention)
-    adapted = attach_lora(base, **lora, seed=seed)
+    with _room_for(f"{name} with its adapter", choice, device):
+        adapted = attach_lora(base, **lora, seed=seed)
     facts = {"name": "reference", "weights": f"{quantization}, {choice.compute_dtype}", "attention": attention}
-    more = {"reason": choice.reason, "trained in full": fully_trained(adapted)}
+    more = {
+        "reason": choice.reason, "without effect": choice.without_effect(), "trained in full": fully_trained(adapted),
+    }  # fmt: skip
     return adapted, facts | {name: value for name, value in more.items() if value is not None}
+
+
+@contextlib.contextmanager
+def _room_for(what: str, choice: EngineChoice, device: str) -> Iterator[None]:
+    """Makes an allocation that fails inside the block a `DoesNotFitError` that says what was planned."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        plan = None if choice.found is None else choice.found.plan
+        planned = f", though {gib(plan.peak_bytes)} were planned for the whole run" if plan else ""
+        raise DoesNotFitError(
+            f"{resolve_device(device)} has no room for {what}{planned}.",
+            next_step="a smaller model, or: chulengo plan, which says what needs how much",
+        ) from error
 
 
 def adapter_writer(model: Any) -> Callable[[Path], None]:
@@ -208,5 +239,6 @@ def describe_engine(facts: Mapping[str, str]) -> str:
         shown += ("graphs",) if facts["graphs"] != "none" else ()
         return "engine: fast · " + " · ".join(f"{name} {facts[name]}" for name in shown)
     why = f"; the fast one does not cover this run. {facts['reason']}" if "reason" in facts else ""
+    why += f" {facts['without effect']}" if "without effect" in facts else ""
     full = f"\n{facts['trained in full']}" if "trained in full" in facts else ""
     return f"engine: reference (transformers, peft, bitsandbytes){why}{full}"

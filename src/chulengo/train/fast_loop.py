@@ -43,6 +43,7 @@ from chulengo.train.ranks import Ranks
 from chulengo.train.reports import Reports
 
 OPTIMIZER_FILE = "optimizer.pt"
+PRECISIONS = {torch.float32: "float32", torch.bfloat16: "bf16"}  # by the dtype of products
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,8 @@ class FastLoop:
                 next_step="read that rank's message, which names the rows",
             )
         check_finite(
-            losses, self.grad_norm, step=self.step + 1, batches=current.batches, folder=self.job.out
+            losses, self.grad_norm, step=self.step + 1, batches=current.batches, folder=self.job.out,
+            precision=PRECISIONS[self.model.dtype], ranks=self.ranks,
         )
 
     def _after_step(self) -> Due:

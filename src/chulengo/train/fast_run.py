@@ -6,18 +6,14 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from chulengo.errors import ConfigError
 from chulengo.model.fast import FastModel
-from chulengo.train.fast_loop import FastLoop, restore_fast
+from chulengo.train.fast_loop import PRECISIONS, FastLoop, restore_fast
 from chulengo.train.job import Ended, Engine, Job, Optimisation
 from chulengo.train.optimizer import resolve_precision
 from chulengo.train.ranks import joined
 from chulengo.train.reference_run import training_arguments
 from chulengo.train.reports import Reports
-
-PRECISIONS = {torch.float32: "float32", torch.bfloat16: "bf16"}  # by the dtype of products
 
 
 def fast_engine(model: FastModel, *, precision: str, report_to: Sequence[str]) -> Engine:

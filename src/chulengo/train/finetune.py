@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +42,11 @@ from chulengo.train.inputs import (
 )
 from chulengo.train.interrupt import libraries_loading
 from chulengo.train.metrics import MetricsFile
+from chulengo.train.no_room import NoRoomInStepError, step_advice
 from chulengo.train.open_folder import opened_folder
 from chulengo.train.ranks import Ranks, joined
 from chulengo.train.reports import check_reports
+from chulengo.train.resume import CHOSEN_ANEW, advise_resumed, decisive
 from chulengo.train.run_folder import RunPaths, refuse_used
 from chulengo.train.whole_files import explained, write_json
 
@@ -54,25 +56,6 @@ if TYPE_CHECKING:
     from chulengo.train.engine import EngineChoice
     from chulengo.train.progress import LiveProgress
     from chulengo.train.trainer import TrainOutcome
-
-# may differ when a run is resumed: none of it changes a number in the adapter (threads: in the last bits at most)
-FREE_SETTINGS = frozenset((
-    "out", "model.offline", "training.report_to", "training.keep_checkpoints", "training.save_every_steps",
-    "training.log_every_steps", "model.cpu_threads", "model.weights_policy", "model.activations_policy",
-    "model.embeddings_policy", "model.gpu_memory_limit", "model.retry_leaner",
-))  # fmt: skip
-
-
-def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that decide an adapter's numbers, by `section.key`.
-
-    Of the weights policy that is whether products are in FP8: a run cannot go on in the other arithmetic.
-    """
-    found = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
-    if str(settings.get("model.weights_policy")).endswith("fp8"):
-        found["model.weights_policy"] = "fp8"
-    return found
-
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -193,7 +176,7 @@ def finetune(
     """Runs one fine-tuning from data to a saved adapter, or goes on with one.
 
     Args:
-        config: the run; with `resume`, the one in the run folder.
+        config: the run; with `resume`, the one in the run folder, its policies as they were asked for.
         resume: go on in `config.out` from its newest whole checkpoint.
         inputs: as `prepare_inputs(config)` returns them, when the caller has them already.
         display: shows progress; None: nothing is shown.
@@ -210,11 +193,19 @@ def finetune(
     check_rows(inputs)
     with libraries_loading(message):
         choice = engine_for(config, inputs)
-        plan = _check_room(config, inputs, choice, message)
+        try:
+            plan = _check_room(config, inputs, choice, message)
+        except DoesNotFitError as error:
+            if resume and config.out is not None:
+                advise_resumed(error, config.out)
+            raise
     where = {"model": config.model.name, "data": config.data.train}
     with joined() as ranks, opened_folder(config.out, resume=resume, ranks=ranks, **where) as paths:
-        run = _Run(_resolved(config, inputs, choice, paths), inputs, choice, plan, paths, ranks)
+        asked = {key: flatten(config)[key] for key in CHOSEN_ANEW}
+        run = _Run(_resolved(config, inputs, choice, paths), inputs, choice, plan, paths, ranks, asked)
         say = message if ranks.first else _say_nothing
+        if config.model.retry_leaner and ranks.world > 1 and choice.engine == "fast":
+            say(f"model.retry_leaner does nothing in a run of {ranks.world} processes.")
         if resume:
             check_same_run(paths, inputs, settings=flatten(config), decisive=decisive)
         elif ranks.first:
@@ -236,7 +227,7 @@ def finetune(
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One run, once its folder is there; `config` has every `auto` resolved."""
+    """One run, its folder there; `config` has every `auto` resolved, `asked` the policies as they were given."""
 
     config: RunConfig
     inputs: Inputs
@@ -244,6 +235,7 @@ class _Run:
     plan: Plan
     paths: RunPaths
     ranks: Ranks
+    asked: dict[str, str]
 
 
 def engine_for(config: RunConfig, inputs: Inputs) -> EngineChoice:
@@ -254,15 +246,22 @@ def engine_for(config: RunConfig, inputs: Inputs) -> EngineChoice:
     """
     from chulengo.config.sizes import bytes_of
     from chulengo.model.gpu_limit import limit_gpu_memory
-    from chulengo.train.engine import choose_engine
+    from chulengo.train.engine import SETTINGS, choose_engine
 
     # before anything looks at what is free
     limit_gpu_memory(config.model.device, bytes_of(config.model.gpu_memory_limit))
-    return choose_engine(
+    choice = choose_engine(
         config.model.engine, inputs.model_config, policies=wanted_policies(config),
         lora=dataclasses.asdict(config.lora), longest_row=_longest_row(inputs),
         plan=plan_settings(config, _planned_tokens(config, inputs)), device=config.model.device,
     )
+    if choice.engine == "fast":
+        return choice
+    given = {name: getattr(config.model, name) for name in (*SETTINGS, "retry_leaner")}
+    unused = tuple(
+        f"model.{name}={str(value).lower()}" for name, value in given.items() if value not in ("auto", False)
+    )
+    return dataclasses.replace(choice, unused=unused)
 
 
 def check_out(config: RunConfig) -> None:
@@ -345,14 +344,17 @@ def plan_settings(config: RunConfig, max_seq_tokens: int) -> dict[str, Any]:
 
 def _describe(run: _Run) -> None:
     seeds = {"training": run.config.training.seed, "data": run.config.data.seed}
-    write_description(run.paths, run.inputs, text=to_yaml(run.config), settings=flatten(run.config), seeds=seeds)
+    write_description(
+        run.paths, run.inputs, text=to_yaml(run.config), settings=flatten(run.config), seeds=seeds, asked=run.asked
+    )
 
 
 def _train_or_leaner(
     run: _Run, *, resume: bool, message: Callable[[str], None], **shown: Any
 ) -> tuple[_Run, TrainOutcome]:
-    """Trains; where step 1 runs out of memory, and `model.retry_leaner` allows it, again with policies that need less.
+    """Trains; where the first step runs out of memory, and `model.retry_leaner` allows it, again with leaner ones.
 
+    The first of this process: a resumed run goes on from its checkpoint, since policies change no number.
     Returns the run as it was trained, since its policies are its own then.
     """
     from chulengo.model.gpu_limit import give_back_memory
@@ -361,16 +363,18 @@ def _train_or_leaner(
         try:
             return run, _train(run, resume=resume, message=message, **shown)
         except DoesNotFitError as error:
-            begun = any(row["kind"] == "train" for row in MetricsFile(run.paths.metrics).rows())
+            begun = isinstance(error, NoRoomInStepError) and error.steps_taken > 0
             may = run.config.model.retry_leaner and run.ranks.world == 1 and not begun
             leaner = run.choice.leaner() if may else None
             if leaner is None or leaner.found is None:
                 raise
-            message(f"{error.given} Beginning again, {leaner.found.policies.describe()}.")
+            again = "Going on" if resume else "Beginning again"
+            message(f"{error.given} {again}, {leaner.found.policies.describe()}.")
         give_back_memory()
         config = _resolved(run.config, run.inputs, leaner, run.paths)
         run = dataclasses.replace(run, config=config, choice=leaner, plan=leaner.found.plan)
-        _describe(run)
+        if not resume:
+            _describe(run)
 
 
 def _train(
@@ -404,7 +408,7 @@ def _train(
             model, inputs.train.rows, inputs.validation.rows if inputs.validation else [], out=paths.root,
             pad_id=pad_token(inputs.tokenizer.pad_id, inputs.tokenizer.eos_id), settings=settings, resume=resume,
             sinks=[metrics.append, *([shown.update] if shown is not None else []), *([observe] if observe else [])],
-            planned_bytes=_planned_peak(run.plan), on_start=started,
+            planned_bytes=_planned_peak(run.plan), on_start=started, no_room=_step_advice(run, resume=resume),
             message=shown.message if shown is not None else message, **options,
         )
     except ChulengoError:
@@ -419,6 +423,16 @@ def _train(
     if run.ranks.first:
         _write_adapter(model, run)
     return outcome
+
+
+def _step_advice(run: _Run, *, resume: bool) -> str:
+    model, training = run.config.model, run.config.training
+    return step_advice(
+        fast=run.choice.engine == "fast", activations=run.asked["model.activations_policy"],
+        retries=model.retry_leaner, processes=run.ranks.world, recomputes=training.gradient_checkpointing,
+        batch_size=training.batch_size, gradient_accumulation=training.gradient_accumulation,
+        max_seq_tokens=run.inputs.max_seq_tokens, resumed=str(run.paths.root) if resume else None,
+    )
 
 
 def _load(run: _Run, message: Callable[[str], None]) -> Any:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from chulengo.data.wording import counted
 from chulengo.errors import TrainingError
+from chulengo.train.ranks import Ranks
 
 PATIENCE = 3  # optimiser steps with a learning rate above 0
 
@@ -60,7 +61,7 @@ class GradientReach:
 
 def check_finite(
     losses: Sequence[float], grad_norm: float, *, step: int, batches: Sequence[dict[str, Any]], folder: Path,
-    loss_scale: float | None = None,
+    precision: str, ranks: Ranks, loss_scale: float | None = None,
 ) -> None:
     """Raises `TrainingError` when a micro-batch's loss, or the gradient norm, is NaN or infinite.
 
@@ -69,7 +70,9 @@ def check_finite(
         grad_norm: of the whole step.
         step: the step about to be taken, 1-based.
         batches: this rank's micro-batches, as collated.
-        folder: where the batch is saved, as `bad_batch-step<step>/`.
+        folder: where the batch is saved, as `bad_batch-step<step>/`, of several ranks `…-rank<rank>/`.
+        precision: float32, bf16 or fp16.
+        ranks: the processes of this run.
         loss_scale: the fp16 loss scale, None without one.
     """
     bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
@@ -79,13 +82,25 @@ def check_finite(
     value = losses[bad[0]] if bad else grad_norm
     chosen = [batches[i] for i in bad] if bad else list(batches)
     sources = [source for batch in chosen for source in batch["sources"]]
-    saved = _save_batch(chosen, folder / f"bad_batch-step{step}", losses, grad_norm, sources)
+    of_rank = f"-rank{ranks.rank}" if ranks.world > 1 else ""  # each has a batch of its own
+    saved = _save_batch(chosen, folder / f"bad_batch-step{step}{of_rank}", losses, grad_norm, sources)
     rows = ", ".join(sources[:8]) + (" ..." if len(sources) > 8 else "")
+    base = " Nothing was trained before it, so this is the base model's own." if step == 1 else ""
     raise TrainingError(
-        f"{what} {value} at step {step}; the run was stopped and the model not updated. Rows: {rows}. "
+        f"{what} {value} at step {step}; the run was stopped and the model not updated.{base} Rows: {rows}. "
         f"The batch is saved in {saved}.",
-        next_step="look at those rows; then a new run, with a lower training.learning_rate or precision=float32",
+        next_step=_way_on(step, precision),
     )
+
+
+def _way_on(step: int, precision: str) -> str:
+    """Returns what may help, and nothing that is so already."""
+    wider = "" if precision == "float32" else "--set training.precision=float32"
+    if step == 1:
+        weights = "copy or download the model's weights again"
+        return f"{weights}; or, if numbers are too large for {precision}: a new run with {wider}" if wider else weights
+    lower = "a lower training.learning_rate"
+    return f"look at those rows; then a new run, with {lower}{f' or {wider}' if wider else ''}"
 
 
 def _peak(grad: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,13 @@ MetricRow = dict[str, Any]
 Sink = Callable[[MetricRow], None]
 RUN_STATE, SETTINGS = "run_state.json", "settings.json"
 REPORTED = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "step_s")  # of a training row, to TensorBoard etc.
+
+
+@dataclass(slots=True)
+class StepCount:
+    """Optimiser steps that this process has taken."""
+
+    taken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ class Job:
     settings: Mapping[str, Any]
     sinks: Sequence[Sink]
     stop: StopRequest
+    steps: StepCount = field(default_factory=StepCount)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class ChulengoTrainer(transformers.Trainer):  # type: ignore[misc]  # the packag
         self._step.nll = float(self.ranks.sum(nlls.double().sum()))
         check_finite(
             local, self._grad_norm, step=self.state.global_step + 1, batches=self._step.batches,
-            folder=self.job.out, loss_scale=self._loss_scale(),
+            folder=self.job.out, precision=self._precision(), ranks=self.ranks, loss_scale=self._loss_scale(),
         )
         self.reach.look(self.state.global_step + 1)
 
@@ -219,6 +219,9 @@ class ChulengoTrainer(transformers.Trainer):  # type: ignore[misc]  # the packag
         if self.args.world_size == 1:
             return self.job.stop.asked
         return bool(self.ranks.sum(torch.tensor(int(self.job.stop.asked), device=self.args.device)) > 0)
+
+    def _precision(self) -> str:
+        return "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "float32"
 
     def _loss_scale(self) -> float | None:
         scaler = getattr(self.accelerator, "scaler", None)

@@ -19,7 +19,7 @@ import torch
 
 from chulengo.data.batches import BatchPlan
 from chulengo.data.renderer import RenderedRow
-from chulengo.errors import DoesNotFitError, TrainingError
+from chulengo.errors import TrainingError
 from chulengo.model.fast import FastModel
 from chulengo.model.plan import gib
 from chulengo.train.checkpoint import check_same_settings, defect, newest_good
@@ -27,12 +27,15 @@ from chulengo.train.course import read_run_state
 from chulengo.train.fast_run import fast_engine
 from chulengo.train.interrupt import Interrupted, stop_requests
 from chulengo.train.job import SETTINGS, Engine, Job, Optimisation, RunState, Sink, peak_bytes
+from chulengo.train.no_room import NoRoomInStepError
 from chulengo.train.optimizer import check_optimizer, num_steps, num_warmup_steps
 from chulengo.train.ranks import own_ranks
 from chulengo.train.reference_run import reference_engine
 from chulengo.train.reports import check_reports
 
 __all__ = ["Interrupted", "RunShape", "TrainOutcome", "run_training"]
+
+NO_ROOM = "a smaller batch_size with more gradient_accumulation, or shorter rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ def run_training(
     eval_every_steps: int | None, save_every_steps: int | None, keep_checkpoints: int,
     early_stopping_patience: int | None, keep_best: bool, seed: int, report_to: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None, resume: bool = False, sinks: Sequence[Sink] = (),
-    planned_bytes: int | None = None, on_start: Callable[[RunShape], None] = lambda _: None,
+    planned_bytes: int | None = None, no_room: str = NO_ROOM, on_start: Callable[[RunShape], None] = lambda _: None,
     message: Callable[[str], None] = lambda _: None,
 ) -> TrainOutcome:
     """Returns how the run went; the model's adapter is the trained one (the best one with `keep_best`).
@@ -113,6 +116,7 @@ def run_training(
         resume: go on from the newest good checkpoint in `out`.
         sinks: called with each metric row, on rank 0.
         planned_bytes: peak memory that the plan gives, for the error that says there is no room.
+        no_room: what that error says to type next.
         on_start: called once, when the number of steps is known.
         message: called with sentences for the user.
 
@@ -122,7 +126,7 @@ def run_training(
         Interrupted: SIGINT or SIGTERM; the state is saved.
         TrainingError: nothing to resume, other settings than before, a full disk, numbers that are not finite.
         ConfigError: settings that this model or machine cannot have.
-        DoesNotFitError: no room on the GPU.
+        NoRoomInStepError: no room on the GPU.
     """
     given = {k: v for k, v in locals().items() if k not in NOT_SETTINGS}
     check_reports(report_to)
@@ -159,18 +163,18 @@ def run_training(
             adam_epsilon=adam_epsilon, max_grad_norm=max_grad_norm, seed=seed,
         )
         on_start(shape)
-        return _train(engine, job, optimisation, checkpoint, shape, planned_bytes)
+        return _train(engine, job, optimisation, checkpoint, shape, planned_bytes, no_room)
 
 
 NOT_SETTINGS = frozenset((
-    "model", "train_rows", "validation_rows", "out", "settings", "resume", "sinks", "planned_bytes", "on_start",
-    "message", "report_to", "keep_checkpoints", "save_every_steps", "log_every_steps",
+    "model", "train_rows", "validation_rows", "out", "settings", "resume", "sinks", "planned_bytes", "no_room",
+    "on_start", "message", "report_to", "keep_checkpoints", "save_every_steps", "log_every_steps",
 ))  # what may differ when a run is resumed: none of it changes a number in the adapter
 
 
 def _train(
     engine: Engine, job: Job, settings: Optimisation, checkpoint: Path | None, shape: RunShape,
-    planned_bytes: int | None,
+    planned_bytes: int | None, no_room: str,
 ) -> TrainOutcome:
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
@@ -183,12 +187,10 @@ def _train(
         ended = engine.train(job, settings, checkpoint)
     except torch.OutOfMemoryError as error:
         planned = "" if planned_bytes is None else f", {gib(planned_bytes)} were planned"
-        raise DoesNotFitError(
+        raise NoRoomInStepError(
             f"{engine.device} has no room for a step of this run: {gib(peak_bytes(engine.device))} were in use at "
             f"most{planned}.",
-            next_step="training.batch_size=1 with more training.gradient_accumulation, "
-            "training.gradient_checkpointing=true, a smaller training.max_seq_tokens, model.retry_leaner=true, or: "
-            "chulengo plan",
+            steps_taken=job.steps.taken, next_step=no_room,
         ) from error
     if ended.interrupted:
         raise Interrupted(ended.step, newest_good(job.out / "checkpoints"))

@@ -99,6 +99,25 @@ class TestCoverage:
         assert "more than A and B" in str(why_not_fast(read_config(base), other, **ASKED))
 
 
+@pytest.mark.parametrize(
+    ("model", "adapts", "says"),
+    [
+        ({"head_dim": 12}, {}, "head size is 12"), ({}, {"r": 129}, "rank is 129"), ({}, {"r": 128}, None),
+        ({}, {"r": 129, "lora_dropout": 0.1}, None), ({"intermediate_size": 124}, {}, "down_proj takes 124"),
+    ],
+)  # fmt: skip
+def test_what_a_kernel_does_not_take(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any],
+    adapts: dict[str, Any], says: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(inference, "resolve_device", lambda device: torch.device("cuda", 0))
+    monkeypatch.setattr(inference, "resolve_dtype", lambda name, place: torch.bfloat16)
+    monkeypatch.setattr(inference.ops, "choose", lambda place: ("fused", "here"))
+    other = changed(adapter, tmp_path / "other", **adapts)
+    reason = why_not_fast(read_config(base) | model, other, **ASKED)
+    assert (reason is None) if says is None else (says in str(reason))
+
+
 def test_fast_insists_and_auto_says_why(base: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not cover this\..*eager"):
         open_session(str(base), device="cpu", engine="fast", attention="eager")

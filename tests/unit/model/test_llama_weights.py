@@ -134,6 +134,31 @@ def test_files_that_are_not_this_model(llama: Path, tmp_path: Path, change: Any,
         load_fast(rewritten(llama, tmp_path / "m", change), device="cpu")
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_a_weight_that_is_not_finite_is_named_with_its_file(
+    llama: Path, tmp_path: Path, value: float, double_quant: bool
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name][-1, -1] = value
+
+    folder = rewritten(llama, tmp_path / "m", spoil)
+    with pytest.raises(ModelError, match=rf"{name} in .*m/model\.safetensors has values that are NaN or infinite\."):
+        load_fast(folder, device="cpu", double_quant=double_quant)
+
+
+def test_a_ready_made_weight_that_is_not_finite(llama: Path, tmp_path: Path) -> None:
+    load_base(llama, device="cpu").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for layer in (0, 1):
+        tensors[f"model.layers.{layer}.mlp.up_proj.weight.nested_absmax"][0] = torch.nan
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.0\.mlp\.up_proj\.weight in .*, and so do 1 more\."):
+        load_fast(tmp_path, device="cpu")
+
+
 def test_superfluous_frequencies_and_a_stored_tied_head(tmp_path: Path) -> None:
     folder = make_family("qwen 2", tmp_path / "a", num_hidden_layers=1)
 

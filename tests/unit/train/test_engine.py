@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import weakref
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,19 @@ import torch
 
 import command_kit
 import tiny_models
-from chulengo.cli.main import main
+from chulengo.cli.main import main as cli_main
 from chulengo.cli.train import memory_line, print_result
 from chulengo.config import load_config
-from chulengo.errors import ConfigError, DoesNotFitError
+from chulengo.errors import ChulengoError, ConfigError, DoesNotFitError
 from chulengo.model import fast as fast_model
 from chulengo.model.plan import DeviceMemory, needed_bytes
 from chulengo.model.plan_policies import Wanted
 from chulengo.train import engine, finetune, trainer
+from chulengo.train.coverage import why_not_covered
 from chulengo.train.fast_loop import FastLoop
+from chulengo.train.no_room import step_advice
+from chulengo.train.ranks import Ranks
+from chulengo.train.run_folder import RunPaths
 from training_kit import assert_equal_tensors, make_llama, make_model, make_rows, train, trained_tensors
 
 GIB = 1 << 30
@@ -50,10 +55,13 @@ def card(monkeypatch: pytest.MonkeyPatch, gib: float, capability: tuple[int, int
     monkeypatch.setattr(engine.ops, "choose", lambda place: ("fused", "here"))
 
 
-def chosen(wanted: str = "auto", policies: Wanted | None = None, **changes: Any) -> engine.EngineChoice:
+def chosen(
+    wanted: str = "auto", policies: Wanted | None = None, lora: dict[str, Any] | None = None, **changes: Any
+) -> engine.EngineChoice:
     return engine.choose_engine(
-        wanted, SEVEN_B, policies=policies or Wanted(), lora=LORA, longest_row=2048, plan=PLAN | changes, device="cuda"
-    )
+        wanted, SEVEN_B, policies=policies or Wanted(), lora=LORA | (lora or {}), longest_row=2048,
+        plan=PLAN | changes, device="cuda",
+    )  # fmt: skip
 
 
 def test_auto_fills_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +110,7 @@ def test_a_tight_plan_is_said_before_training(
 
     (tmp_path / "config.json").write_text(json.dumps(SEVEN_B))
     words = ["plan", "--model", str(tmp_path), "--device-memory", "5.9GiB", "--set", "training.max_seq_tokens=2048"]
-    assert main([*words, "--set", "training.batch_size=2"]) == 0
+    assert cli_main([*words, "--set", "training.batch_size=2"]) == 0
     assert said[0].replace("Some GPU", "the planned device") in capsys.readouterr().out.splitlines()
 
     data = command_kit.write_lines(tmp_path / "talks.jsonl", *command_kit.conversations(24))
@@ -131,6 +139,44 @@ def test_the_reference_engine_takes_no_policies(monkeypatch: pytest.MonkeyPatch)
         chosen("fast", compute_dtype="float32")
     monkeypatch.setattr(engine.ops, "choose", lambda place: ("reference", "Triton is not installed"))
     assert chosen().reason == "Its kernels do not run here: Triton is not installed."
+
+
+@pytest.mark.parametrize(
+    ("model", "lora", "said"),
+    [
+        ({}, {"rank": 129}, "rank is 129"), ({}, {"rank": 129, "dora": True}, "rank is 129"),
+        ({"head_dim": 264}, {}, "head size is 264"), ({"head_dim": 100}, {"dropout": 0.1}, "head size is 100"),
+        ({"intermediate_size": 11004}, {}, "down_proj takes 11,004"),
+    ],
+)  # fmt: skip
+def test_what_a_kernel_does_not_take_goes_to_the_reference_engine(
+    monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], lora: dict[str, Any], said: str
+) -> None:
+    card(monkeypatch, 139)
+    for name, value in model.items():
+        monkeypatch.setitem(SEVEN_B, name, value)
+    choice = chosen(lora=lora)
+    assert choice.engine == "reference"
+    assert said in str(choice.reason)
+    with pytest.raises(ConfigError, match=said) as caught:
+        chosen("fast", lora=lora)
+    assert caught.value.next_step == "--set model.engine=reference"
+
+
+def test_what_another_form_takes_stays_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, 139)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
+    assert chosen(lora={"rank": 128}).engine == "fast"
+    assert chosen(lora={"rank": 256, "dropout": 0.1}).engine == "fast"
+    assert chosen(lora={"rank": 256}, quantization="none").engine == "fast"
+    assert chosen(policies=Wanted("fp8"), lora={"rank": 256}).engine == "fast"
+    for lora, said in (({"dropout": 0.1}, "dropout 0.1"), ({"dora": True}, "lora.dora")):
+        with pytest.raises(ConfigError, match=rf"Products in FP8 take no adapter with {said}"):
+            chosen(policies=Wanted("fp8"), lora=lora)
+    monkeypatch.setitem(SEVEN_B, "intermediate_size", 53248)  # Llama 3.1 405B
+    with pytest.raises(ConfigError, match=r"intermediate_size: 53,248 features") as caught:
+        chosen(policies=Wanted("fp8"))
+    assert caught.value.next_step == "--set model.weights_policy=auto"
 
 
 def test_fp8_is_never_dropped_for_the_reference_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +242,7 @@ def test_no_memory_for_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     card(monkeypatch, 24)
     choice = chosen()
     monkeypatch.setattr(fast_model, "load_fast", full)
-    with pytest.raises(DoesNotFitError, match="The weights of seven-b do not fit on cuda"):
+    with pytest.raises(DoesNotFitError, match=r"cuda:0 has no room for the weights of seven-b, though \d+\.\d\d GiB"):
         engine.load_model(
             choice, tmp_path, lora=LORA, seed=0, quantization="nf4", double_quant=True, device="cuda",
             attention="sdpa", cpu_threads=None, longest_row=64, name="seven-b", vocab_size=100,
@@ -335,3 +381,126 @@ def test_leaner_policies_need_a_tenth_less(monkeypatch: pytest.MonkeyPatch) -> N
         choice = choice.leaner()
     assert len(seen) > 3
     assert all(less <= 0.9 * more for more, less in itertools.pairwise(seen))
+
+
+def test_no_memory_for_the_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def attach_lora(self, **_: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    card(monkeypatch, 24)
+    choice = chosen()
+    monkeypatch.setattr(fast_model, "load_fast", lambda *_, **__: Full())
+    with pytest.raises(DoesNotFitError, match=r"cuda:0 has no room for seven-b with its adapter, though \d+\.\d\d GiB"):
+        engine.load_model(
+            choice, tmp_path, lora=LORA, seed=0, quantization="nf4", double_quant=True, device="auto",
+            attention="sdpa", cpu_threads=None, longest_row=64, name="seven-b", vocab_size=100,
+        )
+
+
+def small_run(tmp_path: Path, *more: str) -> list[str]:
+    data = command_kit.write_lines(tmp_path / "talks.jsonl", *command_kit.conversations(24))
+    folder = tiny_models.write_model_folder(tmp_path / "llama", max_position_embeddings=512)
+    return [f"model.name={folder}", f"data.train={data}", "training.max_steps=3", "model.cpu_threads=1",
+            "training.max_seq_tokens=320", "training.overlong=drop", "data.validation_fraction=0", *more]  # fmt: skip
+
+
+def test_only_the_first_step_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = small_run(tmp_path, "model.retry_leaner=true", "training.log_every_steps=10", f"out={tmp_path / 'run'}")
+    right, calls = FastLoop._backward, []
+
+    def full_at_step_2(self: Any, current: Any) -> Any:
+        calls.append(self.step)
+        if self.step == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(self, current)
+
+    monkeypatch.setattr(FastLoop, "_backward", full_at_step_2)
+    with pytest.raises(DoesNotFitError) as caught:
+        finetune.finetune(load_config(None, settings), message=lambda _: None)
+    assert calls == [0, 1]
+    assert "retry_leaner" not in str(caught.value.next_step)
+    assert str(caught.value.next_step).startswith("--set ")
+
+
+def test_settings_without_effect_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = small_run(tmp_path, "model.attention=eager", "model.activations_policy=full", "model.retry_leaner=true",
+                      "model.embeddings_policy=host", f"out={tmp_path / 'run'}")  # fmt: skip
+    said: list[str] = []
+    finetune.finetune(load_config(None, given), message=said.append)
+    (line,) = [each for each in said if each.startswith("engine:")]
+    assert "does not cover this run. model.attention is eager" in line
+    effect = ("Without effect there: model.activations_policy=full, model.embeddings_policy=host, "
+              "model.retry_leaner=true")  # fmt: skip
+    assert effect in line
+    assert cli_main(["train", "--dry-run", *(word for each in given[:-1] for word in ("--set", each))]) == 0
+    assert effect in capsys.readouterr().out
+    said.clear()
+    finetune.finetune(load_config(None, [*small_run(tmp_path), f"out={tmp_path / 'b'}"]), message=said.append)
+    assert not [each for each in said if "Without effect" in each]
+
+
+def test_retry_leaner_of_several_processes_is_said_to_do_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(ChulengoError):
+        pass
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise Stop("enough")
+
+    monkeypatch.setattr(finetune, "_train_or_leaner", stop)
+    monkeypatch.setattr(finetune, "joined", lambda: contextlib.nullcontext(Ranks(0, 2)))
+    monkeypatch.setattr(finetune, "opened_folder", lambda out, **_: contextlib.nullcontext(RunPaths(Path(out))))
+    for index, (given, expected) in enumerate((("true", 1), ("false", 0))):
+        out = tmp_path / str(index)
+        out.mkdir()
+        said: list[str] = []
+        config = load_config(None, small_run(tmp_path, f"model.retry_leaner={given}", f"out={out}"))
+        with pytest.raises(Stop):
+            finetune.finetune(config, message=said.append)
+        assert len([each for each in said if "retry_leaner does nothing in a run of 2 processes" in each]) == expected
+
+
+SITUATION: dict[str, Any] = {
+    "fast": True, "activations": "auto", "retries": False, "processes": 1, "recomputes": False, "batch_size": 4,
+    "gradient_accumulation": 2, "max_seq_tokens": 2048, "resumed": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("situation", "says", "never"),
+    [
+        ({}, ["--set model.retry_leaner=true", "--set training.batch_size=1 --set training.gradient_accumulation=8",
+              "--set training.max_seq_tokens=1024", "chulengo plan"], ["checkpointing", "activations_policy"]),
+        ({"retries": True, "batch_size": 1}, ["max_seq_tokens"], ["retry_leaner", "batch_size"]),
+        ({"activations": "keep"}, ["--set model.activations_policy=auto"], ["checkpointing"]),
+        ({"processes": 2}, ["--set model.activations_policy=offload"], ["retry_leaner"]),
+        ({"fast": False}, ["--set training.gradient_checkpointing=true"], ["model."]),
+        ({"fast": False, "recomputes": True}, ["batch_size"], ["checkpointing"]),
+        ({"resumed": "a run", "activations": "keep"},
+         ["chulengo train --resume 'a run' --set model.activations_policy=auto"], ["batch_size", "max_seq", "plan"]),
+        ({"resumed": "run", "fast": False}, ["make room on the device, then chulengo train --resume run"], ["--set"]),
+    ],
+)  # fmt: skip
+def test_advice_of_a_step_without_room(situation: dict[str, Any], says: list[str], never: list[str]) -> None:
+    advice = step_advice(**SITUATION | situation)
+    assert not [part for part in says if part not in advice], advice
+    assert not [part for part in never if part in advice], advice
+
+
+RECIPES = sorted((Path(__file__).resolve().parents[3] / "recipes").glob("llama2_7b_*.yaml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipes_leave_recomputing_to_the_plan_where_the_fast_engine_trains(file: Path) -> None:
+    config = load_config(file)
+    reason = why_not_covered(
+        SEVEN_B, lora=asdict(config.lora), longest_row=1024, plan=finetune.plan_settings(config, 1024), kind="cuda",
+        has_bf16=True,
+    )
+    assert config.training.gradient_checkpointing == (reason is not None), reason
+
+
+def test_there_are_recipes() -> None:
+    assert len(RECIPES) == 9

@@ -23,6 +23,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from chulengo.kernels.applies import need
+from chulengo.kernels.limits import HEAD_STEP, LARGEST_HEAD, REFERENCE_ENGINE
 from chulengo.kernels.reference.attention import check
 
 FLASH_3_PACKAGE, FLASH_3_MAJOR = "flash_attn_interface", 9  # major compute capability: Hopper alone
@@ -35,16 +36,16 @@ def packed_attention(
 ) -> torch.Tensor:
     """Returns the attention's output [T, N, H], differentiable. See `reference.attention.packed_attention`."""
     check(q_TNH, k_TKH, v_TKH, cu_seqlens)
-    reference = "backend='reference'"
     need(
         q_TNH.is_cuda, f"FlashAttention was asked for a tensor on {q_TNH.device}.", allowed="CUDA devices",
-        next_step=reference,
+        next_step="backend='reference'",
     )
     half = q_TNH.dtype in (torch.float16, torch.bfloat16)
-    need(half, f"q is {q_TNH.dtype}.", allowed="bfloat16 and float16 in FlashAttention", next_step=reference)
+    need(half, f"q is {q_TNH.dtype}.", allowed="bfloat16 and float16 in FlashAttention",
+         next_step=REFERENCE_ENGINE)
     head_size = q_TNH.shape[2]
-    need(head_size <= 256 and head_size % 8 == 0, f"The head size is {head_size}.",
-         allowed="multiples of 8 up to 256 in FlashAttention", next_step=reference)
+    need(head_size <= LARGEST_HEAD and head_size % HEAD_STEP == 0, f"The head size is {head_size}.",
+         allowed=f"multiples of {HEAD_STEP} up to {LARGEST_HEAD} in FlashAttention", next_step=REFERENCE_ENGINE)
     if _equally_long(q_TNH, cu_seqlens, max_seqlen) and _has_cudnn(q_TNH):
         return _dense(q_TNH, k_TKH, v_TKH, max_seqlen)
     use_flash_attention_3(q_TNH.device)

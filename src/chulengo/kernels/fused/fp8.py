@@ -24,6 +24,7 @@ from chulengo.kernels.applies import need, need_rows
 from chulengo.kernels.fused.e4m3 import to_e4m3
 from chulengo.kernels.fused.fp8_adapter import copy_adapter, rank_product, set_columns
 from chulengo.kernels.fused.launch import need_float, need_launchable, row_block, row_warps
+from chulengo.kernels.limits import LARGEST_FP8_ROW
 from chulengo.kernels.reference import fp8 as reference
 from chulengo.kernels.reference.fp8 import SMALLEST_AMAX
 from chulengo.kernels.reference.nf4 import E4M3_LARGEST
@@ -36,7 +37,6 @@ __all__ = [
     "rope_backward_rows", "set_columns", "swiglu_backward_rows", "swiglu_rows",
 ]  # fmt: skip
 
-LARGEST_ROW = 32768
 PIECE, PIECE_WARPS = 4096, 16  # features of a piece of a long row; of 13 pairs the fastest on an H200
 HELD_WARPS = 8  # of a row that is held in such pieces: 121 us, 148 by 16; whole rows took 161
 ROPE_WARPS = 8
@@ -247,8 +247,8 @@ def _prepare(x_TK: torch.Tensor, num_features: int, columns: int) -> tuple[torch
     return rows_TW, torch.empty((x_TK.shape[0], 1), dtype=torch.float32, device=x_TK.device)
 
 
-def _constants(num_features: int, piece: int = LARGEST_ROW, warps: int = 0) -> dict[str, object]:
-    block = min(piece, row_block(num_features, LARGEST_ROW))
+def _constants(num_features: int, piece: int = LARGEST_FP8_ROW, warps: int = 0) -> dict[str, object]:
+    block = min(piece, row_block(num_features, LARGEST_FP8_ROW))
     warps = warps or row_warps(block)
     return {"SMALLEST": SMALLEST_AMAX, "LARGEST": E4M3_LARGEST, "BLOCK_K": block, "num_warps": warps}
 
@@ -353,7 +353,7 @@ def rope_backward_rows(
     width = (num_query_heads + 2 * num_key_heads) * head_size
     dy_TO = torch.empty((num_tokens, width), dtype=dq_TNH.dtype, device=dq_TNH.device)
     rows_TW, scale_T1 = _prepare(dy_TO, width, columns)
-    row_block(width, LARGEST_ROW)
+    row_block(width, LARGEST_FP8_ROW)
     if num_tokens:
         _rope_backward[(num_tokens,)](
             dq_TNH, dk_TKH, dv_TKH, cos_SP, sin_SP, position_T, dy_TO, rows_TW, scale_T1, num_query_heads,

@@ -16,6 +16,7 @@ import torch
 import triton
 
 from chulengo.kernels.applies import need
+from chulengo.kernels.limits import LARGEST_ROW, REFERENCE_ENGINE
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -59,10 +60,11 @@ def need_float(name: str, x: torch.Tensor) -> None:
     need(x.dtype in FLOATS, f"{name} is {x.dtype}.", allowed="float32, bfloat16, float16")
 
 
-def row_block(width: int, most: int = 65536) -> int:
+def row_block(width: int, most: int = LARGEST_ROW) -> int:
     """Returns the power of two that holds a whole row of `width` elements; raises where it is above `most`."""
     block = triton.next_power_of_2(max(width, 1))
-    need(block <= most, f"A row of {width} elements is too wide for one program.", allowed=f"at most {most}")
+    need(block <= most, f"A row of {width} elements is too wide for one program.", allowed=f"at most {most}",
+         next_step=REFERENCE_ENGINE)
     return block
 
 

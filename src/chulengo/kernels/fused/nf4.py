@@ -23,9 +23,9 @@ import triton.language as tl
 
 from chulengo.kernels.applies import need, need_rows
 from chulengo.kernels.fused.launch import need_launchable
+from chulengo.kernels.limits import LARGEST_RANK, MOST_VALUES, REFERENCE_ENGINE, WORD_VALUES
 from chulengo.kernels.reference.nf4 import NESTED_BLOCK_SIZE, NF4Weight, check_row_scale
 
-LARGEST_RANK = 128
 WORDS = 512  # 32-bit words a program of 4 warps: 16 bytes a thread to read, 64 to write
 BLOCK_O, BLOCK_I = 16, 256  # of ten sizes tried on an H200 the fastest, with an adapter and without
 FP8, FP8_TRANSPOSED = (16, 256), (64, 128)  # likewise, of fourteen; the transposed copy has rows of BLOCK_O bytes
@@ -149,7 +149,8 @@ def _need_weight(weight: NF4Weight) -> None:
     need_launchable(weight.packed)
     need(weight.packed.is_contiguous(), "The packed weight is not contiguous.")
     num_values = weight.shape[0] * weight.shape[1]
-    need(num_values < 2**31, f"The weight has {num_values} values.", allowed="fewer than 2**31")
+    need(num_values < MOST_VALUES, f"The weight has {num_values} values.", allowed="fewer than 2**31",
+         next_step=REFERENCE_ENGINE)
 
 
 def dequantize(
@@ -220,7 +221,8 @@ def _launch_tile(weight, lora_a_RI, lora_b_OR, lora_scale, row_scale_O, out):
 
 def _need_words(weight: NF4Weight) -> None:
     num_in = weight.shape[1]
-    need(num_in % 8 == 0, f"A row has {num_in} values.", allowed="multiples of 8", next_step="backend='reference'")
+    need(num_in % WORD_VALUES == 0, f"A row has {num_in} values.", allowed=f"multiples of {WORD_VALUES}",
+         next_step=REFERENCE_ENGINE)
     need(weight.packed.data_ptr() % 4 == 0, "The packed weight does not start at a multiple of 4 bytes.")
 
 
@@ -231,7 +233,7 @@ def _need_adapter(weight: NF4Weight, a: torch.Tensor, b: torch.Tensor) -> None:
         f"A is {tuple(a.shape)} and B is {tuple(b.shape)} for a weight {weight.shape}.",
         allowed="A [R, I] and B [O, R]",
     )
-    need(rank <= LARGEST_RANK, f"The rank is {rank}.", allowed=f"at most {LARGEST_RANK}")
+    need(rank <= LARGEST_RANK, f"The rank is {rank}.", allowed=f"at most {LARGEST_RANK}", next_step=REFERENCE_ENGINE)
     need(a.dtype == b.dtype, f"A is {a.dtype} and B is {b.dtype}.", allowed="one dtype")
     need_rows("A", a)
     need_rows("B", b)

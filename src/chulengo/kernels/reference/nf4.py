@@ -80,6 +80,15 @@ class NF4Weight:
         """Whether the absmax list is itself quantised."""
         return self.nested_absmax is not None
 
+    def is_finite(self) -> Tensor:
+        """Returns whether every value that was quantised was finite, bool [] on the device; the host does not wait.
+
+        The largest magnitude of a block with NaN or infinity in it is that, and so is what is made of all blocks' ones.
+        """
+        if self.nested_absmax is None or self.offset is None:
+            return self.absmax.isfinite().all()
+        return self.offset.isfinite() & self.nested_absmax.isfinite().all()
+
     def num_bytes(self) -> int:
         """Returns the bytes of all its tensors."""
         tensors = (self.packed, self.absmax, self.quant_map, self.nested_absmax, self.nested_quant_map, self.offset)
@@ -131,7 +140,7 @@ def _nearest_8bit(scaled: Tensor, levels: Tensor) -> Tensor:
         # float64 holds the product exactly, so there is one rounding, as in their fused multiply-add
         cell = ((scaled.clamp(-1, 1) + 1) * 0.5).double().mul(CELLS).add(0.5).float().to(torch.int64)
         centres = torch.arange(CELLS + 1, dtype=torch.float32) * 2.0 / CELLS - 1.0
-        return torch.bucketize(centres, midpoints)[cell]
+        return torch.bucketize(centres, midpoints)[cell.clamp(0, CELLS)]  # NaN is no index; absmax still tells of it
     lower = torch.bucketize(scaled, midpoints)
     tie_goes_up = (scaled == midpoints[lower.clamp(max=254)]) & (lower % 2 == 1)
     return torch.where(tie_goes_up, lower + 1, lower)

@@ -1,0 +1,45 @@
+"""What the streams of `HostStates` wait for, on streams that only take notes."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+from chulengo.model.offload import HostStates
+
+
+class Stream:
+    """Notes what it is told to wait for."""
+
+    def __init__(self, log: list[tuple[str, object]], name: str) -> None:
+        self.log, self.name = log, name
+
+    def wait_event(self, event: object) -> None:
+        self.log.append((self.name, event))
+
+    def wait_stream(self, other: Stream) -> None:
+        self.log.append((self.name, other.name))
+
+    def record_event(self) -> str:
+        return "event"
+
+
+def test_a_block_of_a_backward_that_was_broken_off_is_not_free_before_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[tuple[str, object]] = []
+    main = Stream(log, "main")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    states = HostStates(torch.device("cpu"))
+    states._stream = Stream(log, "side")  # type: ignore[assignment]
+    x = torch.ones(8)
+    for layer in (0, 1):
+        states._pinned[layer, 0] = torch.empty(8)
+    states._coming[1] = (x,), "on its way"  # type: ignore[assignment]
+    states.put(0, [x], serial=2)
+    assert log == [("side", "main")]
+    states.put(1, [x], serial=2)
+    assert ("main", "on its way") in log
+    assert log.index(("main", "on its way")) < len(log) - 1 - log[::-1].index(("side", "main"))
+    assert 1 not in states._coming
