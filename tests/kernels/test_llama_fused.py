@@ -5,6 +5,8 @@ Without a GPU they run in Triton's interpreter and attention, which is FlashAtte
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +144,36 @@ def test_graphs_of_all_sizes_share_their_memory(tmp_path: Path) -> None:
     with torch.no_grad():
         model.nll(small)
     assert max(more, torch.cuda.max_memory_reserved()) - most <= 64 << 20
+
+
+EQUAL_ROWS = """
+import sys
+from pathlib import Path
+from chulengo.data.batches import collate_packed
+from chulengo.data.renderer import RenderedRow
+from chulengo.model.fast import load_fast
+from chulengo.model.packed_inputs import pack_batch
+
+model = load_fast(Path(sys.argv[1]), device="cuda", compute_dtype="bfloat16", activations=sys.argv[2], graphs=True)
+model.attach_lora(rank=4, alpha=8)
+model.train()
+row = RenderedRow(ids=[3 + i % 90 for i in range(256)], trained=[True] * 256, source="a:1", turn_ends=[256])
+batch = pack_batch(collate_packed([[row, row]], pad_id=0))
+losses = []
+for _ in range(3):
+    nll, _ = model.nll(batch)
+    nll.backward()
+    losses.append(float(nll))
+print(max(losses) - min(losses) <= 1e-3 * losses[0])
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("activations", ["keep", "offload-attention"])
+def test_a_graph_of_equally_long_rows_in_a_fresh_process(tmp_path: Path, activations: str) -> None:
+    """They go to cuDNN, which nothing has used before in that process, least of all the thread of the backward."""
+    path = make_family("qwen 3", tmp_path, num_hidden_layers=2, max_position_embeddings=512, head_dim=64)
+    done = subprocess.run(
+        [sys.executable, "-c", EQUAL_ROWS, str(path), activations], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split()[-1:] == ["True"], done.stderr[-2000:]

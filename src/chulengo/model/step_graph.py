@@ -136,18 +136,14 @@ class StepGraphs:
 
     @contextmanager
     def room(self) -> Iterator[None]:
-        """Runs a pass in the graphs' memory and on their stream; what it returns has to be copied outside.
-
-        A backward inside runs on the calling thread, since a thread of its own would take its memory elsewhere.
-        """
+        """Runs a pass in the graphs' memory and on their stream; what it returns has to be copied outside."""
         if self._stream is None:
             yield
             return
         around = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(around)
-        threads = torch.autograd.set_multithreading_enabled(False)
         try:
-            with threads, torch.cuda.stream(self._stream), self._memory.held():
+            with torch.cuda.stream(self._stream), self._memory.held():
                 yield
         finally:
             around.wait_stream(self._stream)
@@ -158,9 +154,14 @@ class StepGraphs:
         return nll.clone()
 
     def _run(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
-        """Makes the gradients of a batch in the tensor for them; returns its summed loss, without a graph."""
+        """Makes the gradients of a batch in the tensor for them; returns its summed loss, without a graph.
+
+        On the calling thread, the first time and in the capture: a thread of the backward's own would take its memory
+        elsewhere, and what libraries make for each thread, such as cuDNN's handle, cannot be made in a capture.
+        """
         assert self._gradient is not None, "made before: it stays"
-        with torch.enable_grad(), self._flat.gradients_in(self._gradient):
+        here = torch.autograd.set_multithreading_enabled(False)
+        with here, torch.enable_grad(), self._flat.gradients_in(self._gradient):
             self._gradient.zero_()
             nll = self._loss(inputs, embedded_TD, seed_1)
             _forget_workspaces(self._gradient)

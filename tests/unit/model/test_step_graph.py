@@ -149,3 +149,28 @@ def test_graphs_do_not_outlive_what_they_read(folder: Path) -> None:
     assert before is not None
     assert isinstance(model._graphs, StepGraphs)
     assert model._graphs is not before
+
+
+class _Noted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, found: list[bool]) -> Tensor:
+        ctx.found = found
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> Any:
+        ctx.found.append(torch._C._is_multithreading_enabled())
+        return dx, None
+
+
+def test_every_backward_runs_on_the_calling_thread(graphed: FastModel) -> None:
+    """What a library makes for each thread has to be there before a capture, for the thread that captures."""
+    graphs, found = graphed._graphs, []
+    assert graphs is not None
+    right = graphs._loss
+    graphs._loss = lambda *given: _Noted.apply(right(*given), found)  # type: ignore[no-untyped-call]
+    graphed.train()
+    for batch in BATCHES[:2]:  # the first time, and captured
+        graphed.nll(batch)[0].backward()
+    assert found[:2] == [False, False]
+    assert torch._C._is_multithreading_enabled()
