@@ -123,8 +123,8 @@ def _held_out_of_files(run: Path, source: str, files: list[str]) -> frozenset[st
     apart = _parted(run, config, config.data.train)
     if apart is None:
         raise DataError(
-            f"{source} holds rows that {run} was trained on ({named}), and {config.data.train} has changed since: which "
-            "of its rows were held out is not known.",
+            f"{source} holds rows that {run} was trained on ({named}), and {config.data.train} has changed since: "
+            "which of its rows were held out is not known.",
             next_step="--data with rows that it has not seen, or --split all (with the rows it was trained on)",
         )
     now_called = {file: here for here, file in shared.items()}
