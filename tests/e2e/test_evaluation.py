@@ -361,17 +361,41 @@ def test_an_interrupted_evaluation_goes_on(
     assert not (out / "results.json").exists()
     tuned = out / "predictions-tuned.jsonl"
     assert tuned.read_bytes().count(b"\n") == 4
+    spent = json.loads((out / "seconds.json").read_text(encoding="utf-8"))
+    assert spent["engine"] > 0
     tuned.write_bytes(tuned.read_bytes()[:-9])  # as if the machine had gone down while it wrote
     stop, before = 0, len(made)
     results = evaluated(capsys, out, *words)
     assert len(made) - before == 9  # eight that were left, and the torn one
     for key in ("scores", "comparisons", "examples"):
         assert results[key] == whole[key]
+    for part in ("engine", "losses", "load_model", "total"):
+        assert results["seconds"][part] >= spent[part]
+    assert results["seconds"]["engine"] > spent["engine"]
     made.clear()
-    evaluated(capsys, out, *words)
+    again = evaluated(capsys, out, *words)
     assert made == []
+    assert again["seconds"]["engine"] == results["seconds"]["engine"]
+    assert again["seconds"]["losses"] == results["seconds"]["losses"]
+    assert again["seconds"]["total"] > results["seconds"]["total"]
+    (out / "seconds.json").unlink()  # results of before it was kept
+    assert evaluated(capsys, out, *words)["seconds"]["engine"] == results["seconds"]["engine"]
     message = refused(capsys, "eval", "--task", "chat", "--out", out, *WORDS, *words, "--max-new-tokens", 7)
     assert "max_new_tokens was 6, now 7" in message
+
+
+def test_the_time_outside_the_model_is_a_share_of_something(
+    tiny_model: Path, held_out: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ("eval", "--task", "chat", "--model", tiny_model, "--data", held_out, *WORDS, "--out", tmp_path / "r")
+    assert re.search(r"\n\d+\.\d s, \d+\.\d% of it outside the model\n", done(capsys, *words)[1])
+    assert re.search(r"\n\d+\.\d s, \d+\.\d s with earlier runs, \d+\.\d% of it outside the model\n",
+                     done(capsys, *words)[1])
+    for name in ("seconds.json", "results.json"):
+        (tmp_path / "r" / name).unlink()
+    assert re.search(r"\n\d+\.\d s\n", done(capsys, *words)[1])
+    results = json.loads((tmp_path / "r" / "results.json").read_text(encoding="utf-8"))
+    assert results["seconds"]["harness_share"] is None
 
 
 def test_questions_in_two_turns(
