@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chulengo.evaluate.metrics.classification import LABEL_COLUMNS
 from chulengo.evaluate.metrics.metric import Counts, Metric, Outcome, ratio
 from chulengo.evaluate.results import Score, finite, wilson_interval
 
@@ -150,9 +151,10 @@ def _wilson(
     that the metric does not apply to are no trials.
     """
     top = {"share": 1.0, "points": 100.0}.get(metric.unit)
-    if top is None or metric.columns[1:2] != ("items",) or not np.isin(counts[:, 1], (0.0, 1.0)).all():
+    trials = _trials(metric, counts)
+    if top is None or trials is None or not np.isin(trials, (0.0, 1.0)).all():
         return None
-    counted = values[counts[:, 1] == 1]
+    counted = values[trials == 1]
     if not len(counted) or not np.isin(counted, (0.0, top)).all():
         return None
     alike = bool((counted == counted[0]).all())
@@ -160,6 +162,16 @@ def _wilson(
         return None
     low, high = wilson_interval(round(value / top * num_groups), num_groups)
     return low * top, high * top
+
+
+def _trials(metric: Metric, counts: Counts) -> NDArray[np.float64] | None:
+    """Returns the counts of what a metric is a share of; None where it is no share of items."""
+    if metric.columns[1:2] == ("items",):
+        return counts[:, 1]
+    part = metric.name.partition(":")[0]
+    if metric.columns == LABEL_COLUMNS and part != "f1":
+        return counts[:, LABEL_COLUMNS.index("predicted" if part == "precision" else "gold")]
+    return None
 
 
 def grouped(groups: Sequence[str], counts: Counts) -> Counts:

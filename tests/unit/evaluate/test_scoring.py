@@ -170,6 +170,17 @@ def test_items_that_do_not_count_are_no_trials() -> None:
     assert score(some, mixed).interval == wilson_interval(20, 21)
 
 
+def test_recall_and_precision_are_shares_of_a_label_s_items() -> None:
+    labels = ("y", "n")
+    answers = ["y"] * 6 + ["n"] * 4 + ["y"] * 3 + ["n"] * 17  # of 10 with gold label y, then of 20 with n
+    items = [Outcome(str(n), str(n), "", ("y" if n < 10 else "n",), said) for n, said in enumerate(answers)]
+    metrics = [make_metric(f"{part}:y", MetricOptions(labels=labels)) for part in ("recall", "precision", "f1")]
+    recall, precision, f1 = score_all(metrics, items, labels=labels)
+    assert (recall.interval, recall.num_items) == (wilson_interval(6, 10), 10)
+    assert (precision.interval, precision.num_items) == (wilson_interval(6, 9), 9)
+    assert (f1.interval_method, f1.num_items) == ("bootstrap", 13)
+
+
 def test_equal_draws_are_no_certainty() -> None:
     labels = ("y", "n")
     f1 = make_metric("f1:y", MetricOptions(labels=labels))
