@@ -150,7 +150,7 @@ def test_a_task_of_one_s_own_from_data_to_compare(tmp_path: Path, capsys: Captur
     out, _ = done(capsys, "compare", tmp_path / "first", tmp_path / "second")
     assert re.search(r"accuracy\*\s+63\.3%\s+76\.7%\s+\+13\.3 pp \(.*\)\s+unclear, McNemar p 0\.\d+\s+30", out)
     assert "accuracy: better on 8 of 30 items" in out
-    assert "accuracy: worse on 4 of 30 items, most on 11, 21, 26, 6" in out
+    assert "accuracy: worse on 4 of 30 items, such as 11, 21, 26, 6" in out
     found = json.loads(done(capsys, "compare", tmp_path / "first", tmp_path / "second", "--json")[0])
     again = done(capsys, "score", "--task", task, "--data", data, "--predictions", tmp_path / "second.jsonl", "--json",
                  "--compare-with", tmp_path / "first")[0]
@@ -243,6 +243,28 @@ def test_an_encoder_without_use_is_said(tmp_path: Path, capsys: Capture) -> None
     assert "the task squad has no BERTScore, so --encoder changes nothing" in said
 
 
+def test_n_is_what_counts_and_undefined_says_why(tmp_path: Path, capsys: Capture) -> None:
+    task = tmp_path / "t.yaml"
+    task.write_text(yaml.safe_dump({
+        "metrics": ["accuracy", "empty_answers", "repetition", "never_stops", "precision:bad"],
+        "read": {"rule": "label", "labels": ["good", "bad"]}, "prompt": {"user": "{q}", "answer": "{a}"},
+    }))
+    data = write_lines(tmp_path / "d.jsonl", *({"q": f"q{n}", "a": "good"} for n in range(40)))
+    said = ["good", "", "a b c d good"]
+    answers = write_lines(tmp_path / "p.jsonl", *({"id": n + 1, "answer": said[n % 3]} for n in range(30)))
+    words = ("score", "--task", task, "--data", data, "--predictions", answers, "--missing", "wrong")
+    out = done(capsys, *words)[0]
+    assert re.search(r"accuracy\s+50\.0% \(.*\)\s+40\n", out)
+    assert re.search(r"empty_answers\s+33\.3% \(.*\)\s+30\n", out)
+    assert re.search(r"repetition\s+0\.0% \(.*\)\s+10\n", out)
+    assert re.search(r"never_stops\s+undefined: nothing says how the answers ended\s+0\n", out)
+    assert re.search(r"precision:bad\s+undefined: no answer is read so\s+0\n", out)
+    done(capsys, *words, "--out", tmp_path / "r")
+    both = done(capsys, *words, "--compare-with", tmp_path / "r")[0]
+    assert re.search(r"empty_answers\s+33\.3%\s+33\.3%\s.*\s30\n", both)
+    assert re.search(r"never_stops\s+undefined\s+undefined\s+undefined: nothing says how", both)
+
+
 def test_ter_says_how_long_it_takes(tmp_path: Path, capsys: Capture) -> None:
     task = tmp_path / "t.yaml"
     task.write_text("metrics: [ter]\n")
@@ -251,7 +273,7 @@ def test_ter_says_how_long_it_takes(tmp_path: Path, capsys: Capture) -> None:
     words = ("score", "--task", task, "--predictions", answers, "--data", data)
     out, said = done(capsys, *words)
     assert "note: ter may take 3 minutes for these 40 answers" in said  # 40 * 0.25 s * (300 / 70)^2
-    assert "0.00 (0.00 to 0.00)" in out
+    assert re.search(r"ter\s+0\.00\s+40", out)
 
 
 # ---- eval
@@ -339,17 +361,41 @@ def test_an_interrupted_evaluation_goes_on(
     assert not (out / "results.json").exists()
     tuned = out / "predictions-tuned.jsonl"
     assert tuned.read_bytes().count(b"\n") == 4
+    spent = json.loads((out / "seconds.json").read_text(encoding="utf-8"))
+    assert spent["engine"] > 0
     tuned.write_bytes(tuned.read_bytes()[:-9])  # as if the machine had gone down while it wrote
     stop, before = 0, len(made)
     results = evaluated(capsys, out, *words)
     assert len(made) - before == 9  # eight that were left, and the torn one
     for key in ("scores", "comparisons", "examples"):
         assert results[key] == whole[key]
+    for part in ("engine", "losses", "load_model", "total"):
+        assert results["seconds"][part] >= spent[part]
+    assert results["seconds"]["engine"] > spent["engine"]
     made.clear()
-    evaluated(capsys, out, *words)
+    again = evaluated(capsys, out, *words)
     assert made == []
+    assert again["seconds"]["engine"] == results["seconds"]["engine"]
+    assert again["seconds"]["losses"] == results["seconds"]["losses"]
+    assert again["seconds"]["total"] > results["seconds"]["total"]
+    (out / "seconds.json").unlink()  # results of before it was kept
+    assert evaluated(capsys, out, *words)["seconds"]["engine"] == results["seconds"]["engine"]
     message = refused(capsys, "eval", "--task", "chat", "--out", out, *WORDS, *words, "--max-new-tokens", 7)
     assert "max_new_tokens was 6, now 7" in message
+
+
+def test_the_time_outside_the_model_is_a_share_of_something(
+    tiny_model: Path, held_out: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ("eval", "--task", "chat", "--model", tiny_model, "--data", held_out, *WORDS, "--out", tmp_path / "r")
+    assert re.search(r"\n\d+\.\d s, \d+\.\d% of it outside the model\n", done(capsys, *words)[1])
+    assert re.search(r"\n\d+\.\d s, \d+\.\d s with earlier runs, \d+\.\d% of it outside the model\n",
+                     done(capsys, *words)[1])
+    for name in ("seconds.json", "results.json"):
+        (tmp_path / "r" / name).unlink()
+    assert re.search(r"\n\d+\.\d s\n", done(capsys, *words)[1])
+    results = json.loads((tmp_path / "r" / "results.json").read_text(encoding="utf-8"))
+    assert results["seconds"]["harness_share"] is None
 
 
 def test_questions_in_two_turns(

@@ -135,3 +135,48 @@ def test_a_split_that_there_is_not(run: Path, talks: Path, capsys: Capture) -> N
     said = refused(capsys, "eval", "--task", "chat", *WORDS, "--adapter", run, "--data", talks, "--split", "heldout")
     assert "allowed: held_out, all" in said
     assert "--split held_out" in said
+
+
+def test_a_folder_with_the_training_file(
+    run: Path, talks: Path, apart: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    words = ("eval", "--task", "chat", *WORDS, "--json", "--adapter", run, "--data")
+    folder = tmp_path / "folder"
+    write_lines(folder / "a.jsonl", *conversations(3))
+    (folder / "z.jsonl").symlink_to(talks)
+    renamed = tmp_path / "renamed" / "new.jsonl"
+    renamed.parent.mkdir()
+    shutil.copy(talks, renamed)
+    for data in (folder, renamed, renamed.parent):
+        out, said = done(capsys, *words, data)
+        assert len(ids(json.loads(out))) == 5, data
+        assert f"the 5 rows that {run} held out of {data} are scored" in said
+    assert len(ids(json.loads(done(capsys, *words, folder, "--split", "all")[0]))) == 27
+    assert f"{run} was trained on rows of {folder}" in done(
+        capsys, "eval", "--adapter", run, "--device", "cpu", "--data", folder)[1]
+
+
+def test_a_file_of_the_folder_trained_on(tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "both"
+    for name, first in (("test-a.jsonl", 0), ("train.jsonl", 12)):
+        write_lines(folder / name, *conversations(24)[first : first + 12])
+    out = tmp_path / "run"
+    done(capsys, "train", "--model", tiny_model, "--data", folder, "--out", out, *SHORT,
+         "--set", "data.validation_fraction=0.25")
+    examples, _ = load_examples(str(folder))
+    rows = [row.source for row in split_by_conversation(examples, 0.25, 0)[1]]
+    task = tmp_path / "mine.yaml"
+    task.write_text('metrics: [token_f1]\nsplits:\n  test: {files: ["test*"]}\nsplit: test\n')
+    for name in ("test-a.jsonl", "train.jsonl"):
+        own = [row.rpartition(":")[2] for row in rows if name in row]
+        words = ("eval", *WORDS, "--json", "--adapter", out, "--task")
+        said = json.loads(done(capsys, *words, "chat", "--data", folder / name)[0])
+        assert ids(said) == own
+        if name.startswith("test"):  # also where it is the task that chooses the file
+            assert ids(json.loads(done(capsys, *words, task, "--data", folder)[0])) == own
+    assert 0 < len(own) < len(rows)
+    none = tmp_path / "none"
+    done(capsys, "train", "--model", tiny_model, "--data", folder, "--out", none, *SHORT,
+         "--set", "data.validation_fraction=0")
+    said = refused(capsys, "eval", "--task", "chat", *WORDS, "--adapter", none, "--data", folder / "train.jsonl")
+    assert f"{none} was trained on train.jsonl in {folder / 'train.jsonl'} and held out none of it" in said

@@ -80,6 +80,25 @@ def test_search_and_train_the_best(tmp_path: Path, capsys: Capture) -> None:
     assert (out / "study.db").read_bytes() == before
 
 
+def test_what_trial_0_is_and_what_the_best_is_the_best_of(
+    tiny_words: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    words = tiny_words[: -len(TINY_SPACE)]
+    space = ("--set", "training.learning_rate=1e-3", "--set", "lora.rank=8", "--space", "learning_rate=1e-3,1e30")
+    _, said = done(capsys, *words, *space, "--trials", 3, "--out", tmp_path / "in")
+    assert "(the configuration as it is)" in said
+    states = [trial["state"] for trial in study(tmp_path / "in")["trials"]]
+    complete = states.count("complete")
+    assert 0 < complete < len(states)
+    best = (tmp_path / "in" / "best.yaml").read_text()
+    assert best.startswith(f"# The best of {complete} complete trials (of {len(states)}): number ")
+    _, said = done(capsys, *words, *space[:4], "--space", "learning_rate=1e-3,1e-2", "--space", "rank=2,4",
+                   "--trials", 1, "--out", tmp_path / "out")
+    assert "(not the configuration, which is outside the space: rank 8)" in said
+    assert "the configuration as it is" not in said
+    assert (tmp_path / "out" / "best.yaml").read_text().startswith("# The best of 1 complete trial: number 0")
+
+
 @pytest.mark.slow
 def test_kill_9_and_ctrl_c(tiny_words: list[str], tmp_path: Path, capsys: Capture) -> None:
     straight, out = tmp_path / "straight", tmp_path / "out"

@@ -68,6 +68,8 @@ def run_task(arguments: argparse.Namespace) -> int:
     if arguments.write_chats:
         return _write_chats(task, arguments)
     path = results_path(arguments.out)
+    if path is not None:
+        seconds.go_on(path)
     # a wrong encoder shows before an hour of answers
     metrics = answer_metrics(task, encoder=encoder_from(arguments, task))
     if path is None:
@@ -94,7 +96,7 @@ def run_task(arguments: argparse.Namespace) -> int:
 
         write_results(path, results, indent=None)
         print(f"written to {path}", file=sys.stderr)
-    _show(task, sides, results, arguments)
+    _show(task, sides, results, seconds, arguments)
     return 0
 
 
@@ -215,7 +217,9 @@ def _results(
     )
 
 
-def _show(task: Task, sides: dict[str, Side], results: dict[str, Any], arguments: argparse.Namespace) -> None:
+def _show(
+    task: Task, sides: dict[str, Side], results: dict[str, Any], seconds: Seconds, arguments: argparse.Namespace
+) -> None:
     from chulengo.cli.score_view import comparisons_from, item_lines, one_side, show_one_answer, show_table, two_sides
 
     if arguments.json:
@@ -234,5 +238,6 @@ def _show(task: Task, sides: dict[str, Side], results: dict[str, Any], arguments
         show_table(two_sides(("theirs", "these"), others, task.headline, {}))
         print("\n".join(item_lines(others, task.headline)))
     show_one_answer(results.get("one_answer"), "tuned" if "tuned" in sides else "base")
-    share = results["seconds"]["harness_share"]
-    print(f"{results['seconds']['total']:.1f} s, {share:.1%} of it outside the model", file=sys.stderr)
+    total, share = (results["seconds"][key] for key in ("total", "harness_share"))
+    took = f"{seconds.now():.1f} s, {total:.1f} s with earlier runs" if seconds.before else f"{total:.1f} s"
+    print(took + ("" if share is None else f", {share:.1%} of it outside the model"), file=sys.stderr)

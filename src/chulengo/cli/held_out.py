@@ -1,12 +1,15 @@
 """Which rows of its data a run held out: what `eval --task` and `score` take by default, for the rest was trained on.
 
 The run's configuration says which data it read and how it parted them, so its validation rows are found by parting
-the data again; that they are the same rows is proved by the hash of them in the run's manifest. Data of another name
-are other data: all of their rows are taken. The limit: of a copy under another name nothing is known.
+the data again; that they are the same rows is proved by the hash of them in the run's manifest. Data are compared by
+the files that they are read from, so a folder that holds the training file among others is not new, and neither is one
+file of a folder that was trained on, nor a copy under another name, which has the same bytes. Of other data all rows
+are taken. The limit: of a copy that was written anew, or whose original is gone, nothing is known.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -38,14 +41,22 @@ def with_held_out(choice: Choice, task: Task, source: str, adapter: str) -> Choi
     """
     from dataclasses import replace
 
-    if not _is_meant(choice, task, source):
+    from chulengo.evaluate.task_data import chosen_split, split_files
+
+    name, split = chosen_split(task, choice.split)
+    if split.labels or split.without or (choice.split and not split.held_out):
         return choice
+    files = split_files(source, name, split)
+    whole = files == [source]
     run = _run_of(adapter)
     if run is None:
-        print(f"note: {adapter} lies in no run, so which rows it was trained on is not known: they may be among those "
-              "that are scored", file=sys.stderr)
+        if whole:
+            print(f"note: {adapter} lies in no run, so which rows it was trained on is not known: they may be among "
+                  "those that are scored", file=sys.stderr)
         return choice
-    found = _held_out(run, source)
+    found = _held_out(run, source) if whole else None
+    if found is None:
+        found = _held_out_of_files(run, source, files)
     if found is None:
         return choice
     print(f"note: the {len(found):,} rows that {run} held out of {source} are scored, not those it was trained on "
@@ -56,17 +67,9 @@ def with_held_out(choice: Choice, task: Task, source: str, adapter: str) -> Choi
 def note_trained_on(adapter: str | None, source: str) -> None:
     """Says so where a run was trained on these data, for a command that takes all of their rows."""
     run = _run_of(adapter) if adapter else None
-    if run is not None and _names(run, source)[0]:
+    if run is not None and (_names(run, source)[0] or _shared_files(_config(run), [source])):
         print(f"note: {run} was trained on rows of {source}; with --task only those that it held out are scored",
               file=sys.stderr)
-
-
-def _is_meant(choice: Choice, task: Task, source: str) -> bool:
-    from chulengo.evaluate.task_data import chosen_split
-
-    _, split = chosen_split(task, choice.split)
-    chooses = split.labels or split.without or (split.files and Path(source).expanduser().is_dir())
-    return bool(split.held_out) or not (choice.split or chooses)
 
 
 def _run_of(adapter: str) -> Path | None:
@@ -101,26 +104,94 @@ def _held_out(run: Path, source: str) -> frozenset[str] | None:
         return found
     if not same:  # the same name in another folder
         return None
-    if config.data.validation is not None:
+    raise _nothing_held_out(run, config, f"{source} and held out none of it")
+
+
+def _held_out_of_files(run: Path, source: str, files: list[str]) -> frozenset[str] | None:
+    """Returns the sources, as they are called now, of the held-out rows that lie in files that the run was trained on;
+    None where it was trained on none of these files.
+    """
+    from chulengo.data.sources import file_of
+
+    config = _config(run)
+    shared = _shared_files(config, files)
+    if not shared:
+        return None
+    named = ", ".join(dict.fromkeys(file.name for file in shared.values()))
+    if config.data.validation is not None or _held_out_hash(run) is None:
+        raise _nothing_held_out(run, config, f"{named} in {source} and held out none of it")
+    apart = _parted(run, config, config.data.train)
+    if apart is None:
         raise DataError(
-            f"{run} was trained on {source} and held out none of it; it was validated on {config.data.validation}.",
+            f"{source} holds rows that {run} was trained on ({named}), and {config.data.train} has changed since: "
+            "which of its rows were held out is not known.",
+            next_step="--data with rows that it has not seen, or --split all (with the rows it was trained on)",
+        )
+    now_called = {file: here for here, file in shared.items()}
+    found = set()
+    for row in apart:
+        file = Path(file_of(row)).expanduser().resolve()
+        if file in now_called:
+            found.add(f"{now_called[file]}{row[len(file_of(row)):]}")
+    if not found:
+        raise _nothing_held_out(run, config, f"{named} in {source} and held out none of these rows")
+    return frozenset(found)
+
+
+def _nothing_held_out(run: Path, config: RunConfig, what: str) -> DataError:
+    if config.data.validation is not None:
+        return DataError(
+            f"{run} was trained on {what}; it was validated on {config.data.validation}.",
             next_step=f"--data {config.data.validation}   (or --split all: the rows it was trained on)",
         )
-    raise DataError(
-        f"{run} was trained on {source} and held out none of it (data.validation_fraction="
-        f"{config.data.validation_fraction:g}).",
+    return DataError(
+        f"{run} was trained on {what} (data.validation_fraction={config.data.validation_fraction:g}).",
         next_step="--data with rows that it has not seen   (or --split all: the rows it was trained on)",
     )
 
 
-def _names(run: Path, source: str) -> tuple[bool, bool, RunConfig]:
-    """Returns whether these are the data that a run names, whether their files have one name, and its configuration."""
-    from chulengo.config import load_config
+def _shared_files(config: RunConfig, files: list[str]) -> dict[Path, Path]:
+    """Returns the files of these sources that the run was trained on, or copies of such: as called now -> resolved."""
+    from chulengo.data.sources import files_of
     from chulengo.train.inputs import data_source
 
-    config = load_config(run / "config.yaml", saved=True)
+    trained_on = {file.resolve() for file in files_of(data_source(config.data.train))}
+    by_size: dict[int, list[Path]] = {}
+    for file in sorted(trained_on):
+        by_size.setdefault(file.stat().st_size, []).append(file)
+    hashes: dict[Path, str] = {}
+    shared = {}
+    for here in (file for each in files for file in files_of(data_source(each))):
+        if here.resolve() in trained_on:
+            shared[here] = here.resolve()
+            continue
+        alike = by_size.get(here.stat().st_size, [])
+        same = (file for file in alike if _hash_of(file, hashes) == _hash_of(here, hashes))
+        if (copy := next(same, None)) is not None:
+            shared[here] = copy
+    return shared
+
+
+def _hash_of(file: Path, known: dict[Path, str]) -> str:
+    if file not in known:
+        with file.open("rb") as opened:
+            known[file] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return known[file]
+
+
+def _names(run: Path, source: str) -> tuple[bool, bool, RunConfig]:
+    """Returns whether these are the data that a run names, whether their files have one name, and its configuration."""
+    from chulengo.train.inputs import data_source
+
+    config = _config(run)
     here, then = (Path(data_source(name)).expanduser() for name in (source, config.data.train))
     return here.resolve() == then.resolve(), here.name == then.name, config
+
+
+def _config(run: Path) -> RunConfig:
+    from chulengo.config import load_config
+
+    return load_config(run / "config.yaml", saved=True)
 
 
 def _parted(run: Path, config: RunConfig, source: str) -> frozenset[str] | None:

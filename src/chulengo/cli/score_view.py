@@ -20,6 +20,8 @@ SHOWN_ITEMS = 5
 
 def score_cell(score: Score, *, interval: bool = True) -> str:
     """Returns a score as a table shows it: a share as a percentage, anything else as a number, with its interval."""
+    if score.value != score.value:
+        return _undefined(score.name)
     if score.interval is None or not interval:
         return number(score.value, score.unit)
     low, high = (number(end, score.unit) for end in score.interval)
@@ -43,12 +45,18 @@ def difference_cell(comparison: Comparison) -> str:
         return f"{value:+.2f}" if comparison.unit == "points" else four_digits(value, "+")
 
     if comparison.difference != comparison.difference:
-        return "undefined"
+        return _undefined(comparison.name)
     unit = " pp" if comparison.unit == "share" else ""
     if comparison.interval_95 is None:
         return signed(comparison.difference) + unit
     low, high = comparison.interval_95
     return f"{signed(comparison.difference)}{unit} ({signed(low)} to {signed(high)})"
+
+
+def _undefined(name: str) -> str:
+    from chulengo.evaluate.metrics.registry import why_undefined
+
+    return f"undefined: {why_undefined(name)}"
 
 
 def verdict_cell(comparison: Comparison) -> str:
@@ -100,15 +108,21 @@ def _count(items: int, groups: int) -> str:
 
 
 def item_lines(comparisons: Sequence[Comparison], headline: str | None) -> list[str]:
-    """Returns, for the headline metric, on how many items the second side is better and worse, and on which most."""
+    """Returns, for the headline metric, on how many items the second side is better and worse, and on which most.
+
+    Where an item is right or wrong no gain is larger than another, so some are named instead.
+    """
+    from chulengo.evaluate.metrics.registry import is_of_labels
+
     chosen = next((c for c in comparisons if c.name == headline), None)
     if chosen is None:
         return []
+    on = "such as" if chosen.p_mcnemar is not None or is_of_labels(chosen.name) else "most on"
     lines = []
     for word, count, ids in (("better", chosen.num_better, chosen.better_items),
                              ("worse", chosen.num_worse, chosen.worse_items)):
-        most = f", most on {', '.join(ids[:SHOWN_ITEMS])}{' …' if count > SHOWN_ITEMS else ''}" if ids else ""
-        lines.append(f"{chosen.name}: {word} on {count:,} of {chosen.num_items:,} items{most}")
+        named = f", {on} {', '.join(ids[:SHOWN_ITEMS])}{' …' if count > SHOWN_ITEMS else ''}" if ids else ""
+        lines.append(f"{chosen.name}: {word} on {count:,} of {chosen.num_items:,} items{named}")
     return lines
 
 

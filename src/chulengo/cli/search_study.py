@@ -117,7 +117,7 @@ class _Trials:
 
     def ended(self, trial: Trial, trials: Sequence[Trial]) -> None:
         """Prints a trial's line and writes study.json anew."""
-        self.shown.trial(trial, "the configuration as it is" if trial.number == 0 else "")
+        self.shown.trial(trial, self.plan.first_text() if trial.number == 0 else "")
         _write_json(self.folder, self.plan, trials)
 
     def _place(self, number: int) -> Path:
@@ -176,7 +176,10 @@ def _show_best(
     every = eval_every(total_steps(chosen, rows), plan.num_points)
     chosen = with_settings(chosen, {"training.eval_every_steps": every})  # the same points, so the same step is kept
     file = folder.root / "best.yaml"
-    write_text(file, recipe(chosen, f"The best of {len(trials)} trials: number {best.number}, validation loss "
+    complete = sum(trial.state == "complete" for trial in trials)
+    of = f"{complete} complete trial{'s' if complete > 1 else ''}"
+    of += f" (of {len(trials)})" if complete < len(trials) else ""
+    write_text(file, recipe(chosen, f"The best of {of}: number {best.number}, validation loss "
                                     f"{best.value:.6g}.\n  chulengo train --config {shlex.quote(str(file))}"))
     print()
     print_table(trial_table(trials))

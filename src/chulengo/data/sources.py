@@ -48,6 +48,14 @@ def file_of(source: str) -> str:
     return match.group(1) if match else source
 
 
+def files_of(spec: str) -> list[Path]:
+    """Returns the files that a source is read from, in the order in which they are read; [] where it is none here."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _files_in(path)
+    return [path] if path.is_file() else []
+
+
 def read_records(spec: str, *, hub_split: str = "train", offline: bool = False) -> Iterator[Record]:
     """Returns an iterator over the rows of a file, folder or Hub data set.
 

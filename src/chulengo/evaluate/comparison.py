@@ -5,6 +5,11 @@ sides, so what makes an item hard for both cancels, and the interval of the diff
 intervals side by side suggest. It is computed from the counts that scores carry, so two stored results are compared
 without model, data or text.
 
+Few witnesses prove nothing. Where one or two items differ, every draw that takes one has a difference of the same sign,
+and percentiles of the draws would call that certain. A sign test cannot reach 5 % before six differences point the
+same way (2 / 2^5 is 6 %), so below six groups that differ the interval is extended to zero. A draw in which a score is
+undefined on either side (the F1 of a label that is neither there nor given) shows no difference: it counts as 0.
+
 For metrics of right or wrong there is also McNemar's test: of the items that one side gets right and the other wrong,
 is the split other than even? It is the exact binomial form, two-sided. It takes items as independent; where groups
 have several items, trust the interval.
@@ -25,11 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chulengo.errors import DataError
+from chulengo.evaluate.metrics.classification import LABEL_COLUMNS, is_right
 from chulengo.evaluate.metrics.metric import Counts, ratio
 from chulengo.evaluate.results import Score, finite
-from chulengo.evaluate.scoring import DRAWS, draw_sums, grouped, percentiles
+from chulengo.evaluate.scoring import DRAWS, FEWEST_DEFINED, count_defined, draw_sums, grouped, percentiles
 
-VERSION = "paired-bootstrap/1"
+VERSION = "paired-bootstrap/2"
+FEWEST_DIFFERING = 6  # groups
 LISTED = 20  # items named on either side
 SHOWN = 3  # of ids in an error
 
@@ -49,14 +56,15 @@ class Comparison:
         difference: tuned - base, in the metric's unit.
         interval_95: of the difference; None where there are too few groups or draws that define it.
         verdict: better, worse, or unclear (the interval holds 0, there is none, or the metric has no good direction).
-        num_items: items that both sides answered.
-        num_groups: groups that were resampled.
+        num_items: items that count in the metric on either side.
+        num_groups: groups with such an item.
         draws: how many resampled sets.
         seed: of the draws.
         p_mcnemar: two-sided exact p; None unless the metric is of right or wrong.
         only_base: items that only the base got right; None as above.
         only_tuned: items that only the tuned side got right; None as above.
-        num_better: items on which the tuned side is better; 0 where the metric has no good direction.
+        num_better: items on which the tuned side is better; 0 where the metric has no good direction. Of precision and
+            F1 of a label, items that only the tuned side has right as far as this label goes.
         num_worse: items on which it is worse.
         num_equal: items on which both are equal.
         better_items: ids of up to 20 of the better ones, the largest gain first.
@@ -136,7 +144,7 @@ def compare_all(
         sums = draw_sums([units[number] for number in numbers], draws, seed)
         drawn |= dict(zip(numbers, sums, strict=True))
     for number, pair in enumerate(matched):
-        made.append(_comparison(pair, drawn[number], len(units[number]), draws, seed))
+        made.append(_comparison(pair, units[number], drawn[number], draws, seed))
     return made
 
 
@@ -154,14 +162,13 @@ def shared_items(base: Score, tuned: Score) -> tuple[Score, Score, tuple[str, ..
     return kept[0], kept[1], only_first, only_second
 
 
-def _comparison(pair: _Pair, sums: Counts, num_groups: int, draws: int, seed: int) -> Comparison:
-    width = pair.counts[0].shape[1]
+def _comparison(pair: _Pair, unit: Counts, sums: Counts, draws: int, seed: int) -> Comparison:
     base, tuned = (float(pair.combine(counts.sum(0))) for counts in pair.counts)
-    interval = percentiles(pair.combine(sums[:, width:]) - pair.combine(sums[:, :width]))
     values = [pair.combine(counts) for counts in pair.counts]
+    num_items, num_groups = count_defined(pair.groups, ~(np.isnan(values[0]) & np.isnan(values[1])))
+    interval = _interval(pair, unit, sums, tuned - base)
     sign = {True: 1.0, False: -1.0, None: 0.0}[pair.base.higher_is_better]
-    gain = sign * (values[1] - values[0])
-    gain[np.isnan(gain)] = 0.0
+    gain = sign * _gains(pair, values)
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
     # the id settles the order of equals, so that the order of the items does not
     order = sorted(range(len(gain)), key=lambda i: (-gain[i], pair.ids[i]))
@@ -173,12 +180,46 @@ def _comparison(pair: _Pair, sums: Counts, num_groups: int, draws: int, seed: in
     return Comparison(
         name=pair.base.name, version=pair.base.version, unit=pair.base.unit,
         higher_is_better=pair.base.higher_is_better, method=VERSION, base=base, tuned=tuned, difference=tuned - base,
-        interval_95=interval, verdict=_verdict(interval, sign), num_items=len(pair.ids), num_groups=num_groups,
+        interval_95=interval, verdict=_verdict(interval, sign), num_items=num_items, num_groups=num_groups,
         draws=draws, seed=seed, p_mcnemar=p_mcnemar, only_base=only_base, only_tuned=only_tuned, num_better=better,
-        num_worse=worse, num_equal=len(gain) - better - worse,
+        num_worse=worse, num_equal=num_items - better - worse,
         better_items=tuple(pair.ids[i] for i in order[: min(better, LISTED)]),
         worse_items=tuple(pair.ids[i] for i in backwards[: min(worse, LISTED)]),
     )
+
+
+def _interval(pair: _Pair, unit: Counts, sums: Counts, difference: float) -> tuple[float, float] | None:
+    """Returns the 95 % interval of the difference, extended to zero where too few groups differ for a verdict.
+
+    Args:
+        pair: what is compared.
+        unit: counts of each group, the base side's columns first.
+        sums: those of each draw.
+        difference: of all items.
+    """
+    width = unit.shape[1] // 2
+    base, tuned = pair.combine(sums[:, :width]), pair.combine(sums[:, width:])
+    undefined = np.isnan(base) | np.isnan(tuned)
+    if not len(sums) or math.isnan(difference) or undefined.mean() > 1 - FEWEST_DEFINED:
+        return None
+    with np.errstate(invalid="ignore"):  # infinite on both sides
+        found = percentiles(np.where(undefined, 0.0, tuned - base))
+    counting = 2 if pair.base.combine == "ratio" else width  # a ratio's further columns do not change it
+    differing = int((unit[:, :counting] != unit[:, width : width + counting]).any(axis=1).sum())
+    if found is None or differing >= FEWEST_DIFFERING:
+        return found
+    return min(found[0], 0.0), max(found[1], 0.0)
+
+
+def _gains(pair: _Pair, values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Returns how much more each item scores on the tuned side, 0 where it is undefined on a side."""
+    if pair.base.columns == LABEL_COLUMNS and not pair.base.name.startswith("recall:"):
+        # alone, an item of another label is undefined where it was rightly not given this one, and 0 where it was
+        base, tuned = (is_right(counts).astype(np.float64) for counts in pair.counts)
+        return tuned - base
+    gain: NDArray[np.float64] = values[1] - values[0]
+    gain[np.isnan(gain)] = 0.0
+    return gain
 
 
 def _verdict(interval: tuple[float, float] | None, sign: float) -> str:

@@ -13,7 +13,11 @@ of counts, and nothing is scored again. Two roads lead to the draws, with the sa
   - many: groups are drawn one by one and counted, in blocks of a few megabytes, for all metrics at once.
 
 A share of independent right-or-wrong items has Wilson's interval instead. It is the better one there: where all of 20
-answers are right, no draw is anything but 100 %, and the bootstrap would call the score certain.
+answers are right, no draw is anything but 100 %, and the bootstrap would call the score certain. A score that is no
+such share (an F1 of a label) has no interval where all draws are equal: that they are says nothing of other items.
+
+A metric may not apply to an item (an answer of two words repeats no four; a missing prediction has no length). Such
+items are in the draws and add nothing; they are neither trials of Wilson's interval nor counted in the n of a score.
 
 Limits: with few groups (under some 20) a percentile bootstrap is too narrow. A draw in which a score is undefined (the
 precision of a label that nothing was given) is left out of the percentiles.
@@ -21,12 +25,14 @@ precision of a label that nothing was given) is left out of the percentiles.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chulengo.evaluate.metrics.classification import LABEL_COLUMNS
 from chulengo.evaluate.metrics.metric import Counts, Metric, Outcome, ratio
 from chulengo.evaluate.results import Score, finite, wilson_interval
 
@@ -34,6 +40,7 @@ DRAWS = 10_000
 KINDS_SHARE = 40  # a kind costs a multinomial draw as much as so many drawn items do (60 ns, 2.5 ns), with a reserve
 BLOCK = 1 << 21  # drawn groups at a time: 16 MB as int64
 PIECE = 8192  # items that all metrics count before the next ones: their texts fit the metrics' caches
+SAME = 1e-9  # relative: what rounding leaves between draws that are equal
 FEWEST_DEFINED = 0.5  # share of the draws in which a score must be defined for it to have an interval
 
 
@@ -97,20 +104,33 @@ def score_counts(
     single = len(set(groups)) == len(groups)
     drawn = draw_sums(by_group, draws, seed)
     made = []
-    for metric, own, sums, rows in zip(metrics, counts, drawn, by_group, strict=True):
+    for metric, own, sums in zip(metrics, counts, drawn, strict=True):
         value = float(metric.combine(own.sum(0)))
         values = metric.combine(own)
-        interval, method = _wilson(metric, values, value, own, len(rows), single=single), "wilson"
+        num_counted, num_groups = count_defined(groups, ~np.isnan(values))
+        interval, method = _wilson(metric, values, value, own, num_groups, single=single), "wilson"
         if interval is None:
             interval, method = percentiles(metric.combine(sums)), "bootstrap"
+            if interval is not None and math.isclose(*interval, rel_tol=SAME):
+                interval = None
         made.append(Score(
-            name=metric.name, version=metric.version, definition=metric.definition, value=value, num_items=len(ids),
+            name=metric.name, version=metric.version, definition=metric.definition, value=value, num_items=num_counted,
             interval=interval, unit=metric.unit, higher_is_better=metric.higher_is_better, columns=metric.columns,
-            num_groups=len(rows), interval_method=method if interval is not None else "",
+            num_groups=num_groups, interval_method=method if interval is not None else "",
             combine="ratio" if metric.combine is ratio else metric.name, labels=tuple(labels),
             items=_items(ids, groups, values, own) if with_items else (),
         ))
     return made
+
+
+def count_defined(groups: Sequence[str], defined: NDArray[np.bool_]) -> tuple[int, int]:
+    """Returns the number of items for which a score is defined, and the number of groups that have such an item.
+
+    Args:
+        groups: one an item.
+        defined: [items].
+    """
+    return int(defined.sum()), len({group for group, own in zip(groups, defined.tolist(), strict=True) if own})
 
 
 def _items(
@@ -127,18 +147,31 @@ def _wilson(
 ) -> tuple[float, float] | None:
     """Returns Wilson's interval where the score is a share of right or wrong items that are independent, else None.
 
-    Also where items are not independent but all the same, with a group as one trial: no draw could differ there.
+    Also where items are not independent but all the same, with a group as one trial: no draw could differ there. Items
+    that the metric does not apply to are no trials.
     """
     top = {"share": 1.0, "points": 100.0}.get(metric.unit)
-    if top is None or not len(values) or not np.isin(values, (0.0, top)).all():
+    trials = _trials(metric, counts)
+    if top is None or trials is None or not np.isin(trials, (0.0, 1.0)).all():
         return None
-    if metric.columns[1:2] != ("items",) or not (counts[:, 1] == 1).all():
+    counted = values[trials == 1]
+    if not len(counted) or not np.isin(counted, (0.0, top)).all():
         return None
-    alike = bool((values == values[0]).all())
+    alike = bool((counted == counted[0]).all())
     if not single and not alike:
         return None
     low, high = wilson_interval(round(value / top * num_groups), num_groups)
     return low * top, high * top
+
+
+def _trials(metric: Metric, counts: Counts) -> NDArray[np.float64] | None:
+    """Returns the counts of what a metric is a share of; None where it is no share of items."""
+    if metric.columns[1:2] == ("items",):
+        return counts[:, 1]
+    part = metric.name.partition(":")[0]
+    if metric.columns == LABEL_COLUMNS and part != "f1":
+        return counts[:, LABEL_COLUMNS.index("predicted" if part == "precision" else "gold")]
+    return None
 
 
 def grouped(groups: Sequence[str], counts: Counts) -> Counts:

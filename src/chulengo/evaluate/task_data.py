@@ -163,21 +163,32 @@ def chosen_split(task: Task, asked: str | None) -> tuple[str, Split]:
     )
 
 
+def split_files(source: str, name: str, split: Split) -> list[str]:
+    """Returns the sources that are read: the files of a folder that the split names, else the source itself.
+
+    Raises:
+        DataError: the folder has no file of the split.
+    """
+    path = Path(source).expanduser()
+    if not (path.is_dir() and split.files):
+        return [source]
+    present = sorted(file.name for file in path.iterdir() if file.is_file())
+    matches = (fnmatch.filter(present, pattern) for pattern in split.files)
+    found = next((match for match in matches if match), [])
+    if not found:
+        raise DataError(
+            f"The folder {path} has no file of the split {name} ({', '.join(split.files)}).",
+            allowed=", ".join(present) or "a folder with such a file",
+            next_step=f"--data with the file itself, or --split {EVERY_ROW} (every file)",
+        )
+    return [str(path / file) for file in found]
+
+
 def _files(source: str, name: str, split: Split) -> tuple[list[str], dict[str, str] | None, frozenset[str]]:
     """Returns the sources to read, the split's labels by id, and the ids to leave out."""
     path = Path(source).expanduser()
     folder = path if path.is_dir() else path.parent
-    files = [source]
-    if path.is_dir() and split.files:
-        present = sorted(file.name for file in path.iterdir() if file.is_file())
-        matches = (fnmatch.filter(present, pattern) for pattern in split.files)
-        found = next((match for match in matches if match), [])
-        if not found:
-            raise DataError(
-                f"The folder {path} has no file of the split {name} ({', '.join(split.files)}).",
-                allowed=", ".join(present) or "a folder with such a file", next_step="--data with the file itself",
-            )
-        files = [str(path / file) for file in found]
+    files = split_files(source, name, split)
     given: dict[str, dict[str, str] | None] = {}
     for kind, file in (("labels", split.labels), ("without", split.without)):
         local = bool(file) and not (is_hub_name(source) and not path.exists())

@@ -8,7 +8,10 @@ and one that is too large for the memory there is goes in parts (`model.cache_ro
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 
 NEXT_TOKEN = "Share of supervised tokens (see perplexity) that were the model's likeliest one."
 UNLIMITED = 1 << 30  # tokens: the limit of a model that has none
+SECONDS_FILE = "seconds.json"
+OF_MODEL = ("engine", "losses")  # parts in which the model runs
 REPORT_SECONDS = 10.0  # between two lines about progress
 
 
@@ -69,11 +74,25 @@ class Counted:
 
 
 class Seconds:
-    """Adds up where the time goes."""
+    """Adds up where the time goes, over all runs of an evaluation: its cost is not what the last of them took."""
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
+        self.before = 0.0  # all that earlier runs took
+        self._file: Path | None = None
         self._started = time.perf_counter()
+
+    def go_on(self, results: Path) -> None:
+        """Adds what earlier runs of the evaluation took, and keeps the sum beside its results from now on.
+
+        Args:
+            results: the results file. One that was written without the sum says itself what it took.
+        """
+        self._file = results.with_name(SECONDS_FILE)
+        earlier = _read_seconds(self._file) or _read_seconds(results)
+        self.before = earlier.pop("total", 0.0)
+        for name, seconds in earlier.items():
+            self.parts[name] = self.parts.get(name, 0.0) + seconds
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
@@ -83,17 +102,44 @@ class Seconds:
             yield
         finally:
             self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - started
+            if name in OF_MODEL:  # not before: what else is there may be another evaluation's, and refused
+                self._keep()
 
-    def summary(self) -> dict[str, float]:
+    def now(self) -> float:
+        """Returns the seconds of this run."""
+        return time.perf_counter() - self._started
+
+    def summary(self) -> dict[str, float | None]:
         """Returns all parts, the total, and the harness: all that is neither loading the model nor running it.
 
-        `harness_share` is the harness over the time without loading the model.
+        `harness_share` is the harness over the time without loading the model; None where the model did not run.
         """
-        total = time.perf_counter() - self._started
+        total = self._keep()
         ours = total - self.parts.get("load_model", 0.0)
-        harness = ours - self.parts.get("engine", 0.0) - self.parts.get("losses", 0.0)
-        share = harness / ours if ours > 0 else 0.0
-        return {**self.parts, "total": total, "harness": harness, "harness_share": share}
+        run = sum(self.parts.get(name, 0.0) for name in OF_MODEL)
+        share = (ours - run) / ours if run > 0 else None
+        return {**self.parts, "total": total, "harness": ours - run, "harness_share": share}
+
+    def _keep(self) -> float:
+        total = self.before + self.now()
+        if self._file is not None and self._file.parent.is_dir():
+            unfinished = self._file.with_name(self._file.name + ".unfinished")
+            with contextlib.suppress(OSError):  # a full disk stops the evaluation where its answers are written
+                unfinished.write_text(json.dumps({**self.parts, "total": total}) + "\n", encoding="utf-8")
+                os.replace(unfinished, self._file)
+        return total
+
+
+def _read_seconds(file: Path) -> dict[str, float]:
+    """Returns the parts in a file of seconds, or of results; {} where there are none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    found = content.get("seconds", content) if isinstance(content, dict) else {}
+    derived = ("harness", "harness_share")
+    return {name: float(value) for name, value in found.items()
+            if isinstance(value, int | float) and name not in derived}
 
 
 def model_settings(session: Session, side: str) -> dict[str, Any]:

@@ -31,15 +31,18 @@ The keys, with what holds where one is left out:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chulengo.data.prompts import PromptTemplate, template_columns
 from chulengo.errors import ChulengoError, ConfigError, nearest, yaml_fault
 from chulengo.evaluate.answer_reading import RULES, Reading
 from chulengo.evaluate.loss_metrics import LOSS_METRICS
+
+if TYPE_CHECKING:
+    import yaml
 
 TASK_FILES = Path(__file__).parent / "task_files"
 SPLIT_KEYS = ("files", "labels", "without", "held_out", "hub")
@@ -149,7 +152,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
     except OSError as error:
         siblings = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         close = nearest(path.name, siblings)
@@ -164,6 +167,26 @@ def _yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The task {path} is not a mapping.", allowed=", ".join(Task.__dataclass_fields__),
                           next_step="copy a built-in task: chulengo score --task list shows their files")
     return {str(key): value for key, value in content.items()}
+
+
+def _loader() -> type[yaml.SafeLoader]:
+    """Returns the loader that refuses a key that stands twice, of which YAML's own takes the last without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            places = {self.construct_object(key): key.start_mark for key in reversed(keys)}
+            for key in keys:
+                name = self.construct_object(key)
+                if key.start_mark.index != places[name].index:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key '{name}' stands twice, first in line {places[name].line + 1}",
+                        key.start_mark,
+                    )
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _task(content: dict[str, Any], stem: str, problems: list[str]) -> Task:
@@ -243,11 +266,24 @@ def _read(value: Any, problems: list[str]) -> Reading:
         problems.append("read.labels must be a list of texts, or a mapping to lists; put yes and no in quotes")
         labels = {}
     ways = {str(label): _texts(f"read.labels.{label}", said or [], problems) for label, said in labels.items()}
+    problems += _in_two_labels(ways)
     if rule == "label" and len(ways) < 2:
         problems.append("read.labels must name two labels or more")
     if rule == "json" and not given.get("field"):
         problems.append("read.field must name the field of the JSON object")
     return Reading(rule, str(given.get("after") or ""), ways, str(given.get("field") or ""))
+
+
+def _in_two_labels(ways: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns a problem for each word that two labels claim: the last would have it, whichever is meant."""
+    owners: dict[str, str] = {}
+    found = []
+    for label, words in ways.items():
+        for word in (label, *words):
+            other = owners.setdefault(word.casefold(), label)
+            if other != label:
+                found.append(f"read.labels: '{word}' stands for two labels, '{other}' and '{label}'")
+    return found
 
 
 def _splits(value: Any, problems: list[str]) -> dict[str, Split]:
@@ -284,7 +320,9 @@ def _contradictions(task: Task) -> list[str]:
     problems = [*_metric_problems(task)]
     if not task.metrics:
         problems.append("metrics is missing: name at least one")
-    if task.headline is not None and task.headline not in task.metrics:
+    # where that metric is there, misspelt, it is one mistake
+    misspelt = [name for name in task.metrics if not _is_metric(name, task.labels)]
+    if task.headline is not None and task.headline not in task.metrics and not nearest(task.headline, misspelt):
         problems.append(f"headline is '{task.headline}', which is none of the metrics")
     if task.split and task.split not in task.splits:
         problems.append(f"split is '{task.split}', which is none of the splits ({', '.join(task.splits) or 'none'})")
@@ -300,20 +338,36 @@ def _contradictions(task: Task) -> list[str]:
 
 
 def _metric_problems(task: Task) -> list[str]:
-    from chulengo.evaluate.metrics.registry import METRIC_NAMES, check_name
-
     problems = []
     for name in task.metrics:
-        if name in LOSS_METRICS:
-            if name in _OF_TEXT and task.kind != "text":
-                problems.append(f"the metric '{name}' is for tasks of kind text")
-            continue
-        try:
-            check_name(name, task.labels)
-        except ConfigError:
-            close = nearest(name, (*METRIC_NAMES, *LOSS_METRICS))
-            problems.append(f"unknown metric '{name}'" + (f" (did you mean '{close}'?)" if close else
-                                                          f", allowed: {', '.join((*METRIC_NAMES, *LOSS_METRICS))}"))
+        if not _is_metric(name, task.labels):
+            problems.append(_unknown_metric(name, task.labels))
+        elif name in _OF_TEXT and task.kind != "text":
+            problems.append(f"the metric '{name}' is for tasks of kind text")
     if len(set(task.metrics)) < len(task.metrics):
         problems.append("a metric is named twice")
     return problems
+
+
+def _is_metric(name: str, labels: Sequence[str]) -> bool:
+    from chulengo.evaluate.metrics.registry import check_name
+
+    if name in LOSS_METRICS:
+        return True
+    try:
+        check_name(name, labels)
+    except ConfigError:
+        return False
+    return True
+
+
+def _unknown_metric(name: str, labels: Sequence[str]) -> str:
+    from chulengo.evaluate.metrics.registry import METRIC_NAMES, is_of_labels
+
+    _, colon, label = name.partition(":")
+    if colon and is_of_labels(name):
+        there = f"there is no label '{label}', only {', '.join(labels)}" if labels else "read.labels names no labels"
+        return f"unknown metric '{name}': {there}"
+    known = (*METRIC_NAMES, *LOSS_METRICS)
+    close = nearest(name, [each for each in known if "<" not in each])
+    return f"unknown metric '{name}'" + (f" (did you mean '{close}'?)" if close else f", allowed: {', '.join(known)}")

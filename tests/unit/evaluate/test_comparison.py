@@ -101,8 +101,58 @@ def test_a_metric_without_a_good_direction_has_no_verdict() -> None:
 
 def test_lower_is_better() -> None:
     metric = value_metric(False)
-    found = compare(made([4, 5, 6], metric=metric), made([1, 2, 3], metric=metric))
+    found = compare(made([4, 5, 6] * 2, metric=metric), made([1, 2, 3] * 2, metric=metric))
     assert (found.verdict, found.difference) == ("better", -3)
+
+
+@pytest.mark.parametrize("others", [0, 1, 50])
+def test_no_verdict_below_six_groups_that_differ(others: int) -> None:
+    for differing in range(1, 9):
+        base, tuned = right([0] * (differing + others)), right([1] * differing + [0] * others)
+        for first, second, says in ((base, tuned, "better"), (tuned, base, "worse")):
+            found = compare(first, second)
+            assert found.verdict == (says if differing >= 6 else "unclear"), differing
+            if differing + others > 1:  # one group has no draws
+                assert found.interval_95 is not None
+                assert found.interval_95[0] <= found.difference <= found.interval_95[1]
+            assert found.p_mcnemar is not None
+            assert (found.p_mcnemar < 0.05) == (found.verdict != "unclear")
+    # many items in one conversation are one witness
+    groups = [f"g{n % 3}" for n in range(60)]
+    assert compare(made([1.0] * 60, groups=groups), made([2.0] * 60, groups=groups)).verdict == "unclear"
+
+
+def labelled(gold: str, answers: str) -> list[Outcome]:
+    return [Outcome(f"{n:03}", str(n), "", (own,), answer) for n, (own, answer) in
+            enumerate(zip(gold, answers, strict=True))]
+
+
+def of_label(name: str, gold: str, base: str, tuned: str) -> tuple[Score, Score]:
+    metric = make_metric(name, MetricOptions(labels=("y", "n")))
+    first, second = (score_all([metric], labelled(gold, said), labels=("y", "n"))[0] for said in (base, tuned))
+    return first, second
+
+
+def test_draws_without_a_label_show_no_difference() -> None:
+    # the label is there once: a third of the draws lack it, and all others find it gained
+    gold = "y" + "n" * 29
+    found = compare(*of_label("f1:y", gold, "n" * 30, "y" + "n" * 29))
+    assert (found.base, found.tuned, found.verdict) == (0, 1, "unclear")
+    gold = "y" * 10 + "n" * 20
+    assert compare(*of_label("f1:y", gold, "y" + "n" * 29, "y" * 10 + "n" * 20)).verdict == "better"
+
+
+def test_items_of_a_label_are_better_where_it_is_rightly_given_or_not_given() -> None:
+    gold = "yyyynnnnnnnn"
+    base, tuned = "y" * 12, "yyynnnnnnnny"
+    for name in ("f1:y", "precision:y"):
+        found = compare(*of_label(name, gold, base, tuned))
+        assert found.tuned > found.base
+        assert (found.num_better, found.num_worse) == (7, 1)
+        assert found.worse_items == ("003",)
+        assert set(found.better_items) == {f"{n:03}" for n in range(4, 11)}
+    found = compare(*of_label("recall:y", gold, base, tuned))
+    assert (found.num_better, found.num_worse, found.num_equal, found.num_items) == (0, 1, 3, 4)
 
 
 def test_mcnemar() -> None:

@@ -202,6 +202,17 @@ def test_sample_sizes_are_the_ticks_where_they_have_room() -> None:
     assert "101" not in ticks(100, 101, 10_000)
 
 
+def test_an_axis_of_shares_ends_at_0_and_100_percent() -> None:
+    def ticks(*shares: float) -> list[str]:
+        drawn = sample_size_chart([(10**n, share, None) for n, share in enumerate(shares)], "exact match", "share")
+        return re.findall(r'<text class="y[^>]*>([^<]+)</text>', drawn)
+
+    for shares in ((0.0, 0.0), (1.0, 1.0), (0.98, 0.98), (0.97, 1.0)):
+        percents = [float(tick.rstrip("%\u202f\u2009\u00a0 ")) for tick in ticks(*shares)]
+        assert len(percents) >= 2
+        assert 0 <= min(percents) <= max(percents) <= 100
+
+
 def test_a_curve_lies_where_its_numbers_are() -> None:
     x, y = svg.linear_axis(0, 10, snug=True), svg.linear_axis(0, 4, snug=True)
     drawn = svg.plot([svg.Curve([(0, 0), (5, 1), (6, math.nan), (10, 4)], "train")], x, y, says="a <picture>")

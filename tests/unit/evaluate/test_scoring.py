@@ -12,6 +12,7 @@ import pytest
 
 from chulengo.evaluate import scoring
 from chulengo.evaluate.metrics.metric import Metric, Outcome, mean_of
+from chulengo.evaluate.metrics.registry import MetricOptions, make_metric
 from chulengo.evaluate.results import Score, score_from_dict, wilson_interval
 from chulengo.evaluate.scoring import draw_sums, grouped, percentiles, score, score_all
 
@@ -148,6 +149,47 @@ def test_items_that_a_metric_does_not_apply_to() -> None:
     assert math.isnan(nothing.value)
     assert nothing.interval is None
     assert nothing.to_dict()["value"] is None
+
+
+def test_n_is_what_a_score_is_taken_over() -> None:
+    some = mean_of("m", "m/1", "", lambda o: math.nan if o.answer == "x" else float(len(o.answer)), unit="number")
+    made = score(some, texts([1, 2, 4, 1]), draws=500)
+    assert (made.num_items, made.num_groups, len(made.items)) == (2, 2, 4)
+    in_groups = [outcome(n, "x" * (1 + n % 2), f"g{n // 4}") for n in range(12)]
+    made = score(some, [*in_groups, outcome(99, "x")], draws=500)
+    assert (made.num_items, made.num_groups) == (6, 3)
+    assert (score(some, texts([1, 1]), draws=50).num_items, score(some, texts([1, 1]), draws=50).num_groups) == (0, 0)
+
+
+def test_items_that_do_not_count_are_no_trials() -> None:
+    some = mean_of("m", "m/1", "", lambda o: math.nan if o.answer == "?" else float(o.answer == "1"))
+    outcomes = [outcome(n, "?" if n % 3 else "1") for n in range(60)]
+    made = score(some, outcomes)
+    assert (made.value, made.interval, made.interval_method) == (1.0, wilson_interval(20, 20), "wilson")
+    mixed = [*outcomes, outcome(60, "0")]
+    assert score(some, mixed).interval == wilson_interval(20, 21)
+
+
+def test_recall_and_precision_are_shares_of_a_label_s_items() -> None:
+    labels = ("y", "n")
+    answers = ["y"] * 6 + ["n"] * 4 + ["y"] * 3 + ["n"] * 17  # of 10 with gold label y, then of 20 with n
+    items = [Outcome(str(n), str(n), "", ("y" if n < 10 else "n",), said) for n, said in enumerate(answers)]
+    metrics = [make_metric(f"{part}:y", MetricOptions(labels=labels)) for part in ("recall", "precision", "f1")]
+    recall, precision, f1 = score_all(metrics, items, labels=labels)
+    assert (recall.interval, recall.num_items) == (wilson_interval(6, 10), 10)
+    assert (precision.interval, precision.num_items) == (wilson_interval(6, 9), 9)
+    assert (f1.interval_method, f1.num_items) == ("bootstrap", 13)
+
+
+def test_equal_draws_are_no_certainty() -> None:
+    labels = ("y", "n")
+    f1 = make_metric("f1:y", MetricOptions(labels=labels))
+    all_right = [Outcome(str(n), str(n), "", ("yn"[n % 2],), "yn"[n % 2]) for n in range(20)]
+    made = score_all([f1], all_right, labels=labels)[0]
+    assert (made.value, made.interval, made.interval_method) == (1.0, None, "")
+    third = mean_of("third", "t/1", "", lambda _: 1 / 3, unit="number")  # sums of it are not equal to the last bit
+    assert score(third, texts(range(1, 20))).interval is None
+    assert score(length(), texts([1] * 19 + [2])).interval is not None
 
 
 def test_counting_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

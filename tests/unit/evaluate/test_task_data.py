@@ -12,7 +12,7 @@ import yaml
 from chulengo.data.load import load_examples
 from chulengo.data.selection import split_by_conversation
 from chulengo.errors import ConfigError, DataError
-from chulengo.evaluate.task_data import Choice, TaskData, read_task_data
+from chulengo.evaluate.task_data import Choice, TaskData, chosen_split, read_task_data
 from chulengo.evaluate.tasks import load_task
 
 
@@ -44,6 +44,21 @@ def test_squad(tmp_path: Path) -> None:
     assert data.items[0].messages[-1].content.startswith("First.\n\nAnswer with a few words")
     assert data.items[0].messages[-1].content.endswith("Where 0?")
     assert [talk.example.answer for talk in data.talks] == ["x"] * 3
+
+
+def test_a_folder_of_plain_text_gives_its_test_file_alone(tmp_path: Path) -> None:
+    for name in ("test", "train", "valid"):
+        (tmp_path / f"{name}.txt").write_text(f"The {name} text. " * 60, encoding="utf-8")
+    task = load_task("text")
+    taken = read_task_data(task, str(tmp_path))
+    assert (taken.facts["split"], taken.facts["files"]) == ("test", [str(tmp_path / "test.txt")])
+    assert len(taken.talks) == 1
+    assert chosen_split(task, None)[1].hub == "test"  # of a Hub data set too, not its training text
+    assert len(read_task_data(task, str(tmp_path), Choice(split="all")).talks) == 3
+    (tmp_path / "test.txt").rename(tmp_path / "last.txt")
+    with pytest.raises(DataError, match=r"no file of the split test") as refused:
+        read_task_data(task, str(tmp_path))
+    assert "--split all (every file)" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["squad", "pubmedqa", "imdb", "summarisation", "medical-qa", "mt-bench", "chat"])

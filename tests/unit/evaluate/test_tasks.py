@@ -100,3 +100,39 @@ def test_no_such_task(tmp_path: Path) -> None:
     Path(path).write_text("- a", encoding="utf-8")
     with pytest.raises(ConfigError, match="not a mapping"):
         load_task(path)
+
+
+def problems(folder: Path, **keys: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_task(write(folder, **keys))
+    return [line.strip() for line in str(caught.value).splitlines() if line.startswith("  - ")]
+
+
+def test_a_word_stands_for_one_label(tmp_path: Path) -> None:
+    for labels, word in (({"bad": ["fine"], "good": ["Fine"]}, "Fine"), ({"bad": [], "good": ["BAD"]}, "BAD")):
+        said = problems(tmp_path, read={"rule": "label", "labels": labels}, metrics=["accuracy"])
+        assert said == [f"- read.labels: '{word}' stands for two labels, 'bad' and 'good'"]
+    labels = {"bad": ["Bad", "poor"], "good": []}
+    path = write(tmp_path, read={"rule": "label", "labels": labels}, metrics=["accuracy"])
+    assert load_task(path).labels == ("bad", "good")
+
+
+def test_a_key_stands_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for text, key, line in (("metrics: [bleu]\nturns: last\nmetrics: [ter]\n", "metrics", 3),
+                            ("metrics: [accuracy]\nread:\n  labels: {a: [x], b: [], a: [y]}\n", "a", 3)):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=rf"YAML: line {line}, column \d+: the key '{key}' stands twice"):
+            load_task(str(path))
+    path.write_text("metrics: [bleu]\nread: &r {rule: text}\nsplits: {a: {}, b: {}}\n", encoding="utf-8")
+    assert set(load_task(str(path)).splits) == {"a", "b"}
+
+
+def test_a_misspelt_metric_is_one_mistake(tmp_path: Path) -> None:
+    labels = {"rule": "label", "labels": ["good", "bad"]}
+    assert problems(tmp_path, read=labels, metrics=["acuracy"], headline="accuracy") == [
+        "- unknown metric 'acuracy' (did you mean 'accuracy'?)"]
+    assert len(problems(tmp_path, metrics=["bleau"], headline="ter")) == 2
+    assert problems(tmp_path, read=labels, metrics=["f1:bda"], headline=None) == [
+        "- unknown metric 'f1:bda': there is no label 'bda', only good, bad"]
+    assert problems(tmp_path, metrics=["f1:bad"]) == ["- unknown metric 'f1:bad': read.labels names no labels"]

@@ -28,6 +28,7 @@ from chulengo.evaluate.metrics.references import references_of
 
 UNREADABLE = "unreadable"
 LABEL_PARTS = ("precision", "recall", "f1")
+LABEL_COLUMNS = ("both", "predicted", "gold")
 Reader = Callable[[str], str | None]
 
 _READING = "labels are read from answers by the task's rule; an unreadable answer is wrong and a class of its own"
@@ -113,8 +114,15 @@ def of_label(part: str, label: str, labels: Sequence[str], read_label: Reader | 
         "f1": f"Harmonic mean of precision and recall of '{label}'",
     }[part]
     return Metric(
-        name, f"{name}/1", f"{what}; {_READING}.", "share", True, ("both", "predicted", "gold"), count, combine
+        name, f"{name}/1", f"{what}; {_READING}.", "share", True, LABEL_COLUMNS, count, combine
     )
+
+
+def is_right(counts: Counts) -> NDArray[np.bool_]:
+    """Returns which items [n, 3] of `of_label` are right as far as its label goes: given where it is due, only there.
+    """
+    right: NDArray[np.bool_] = counts[..., 1] == counts[..., 2]
+    return right
 
 
 def _of_matrix(

@@ -61,6 +61,17 @@ _OF_LABELS = {
 }
 _PER_LABEL = tuple(f"{part}:<label>" for part in classification.LABEL_PARTS)
 
+_UNDEFINED = {
+    "never_stops": "nothing says how the answers ended",
+    "distinct_1": "no answer has a word",
+    "distinct_2": "no answer has two words",
+    "repetition": "no answer has four words",
+    **dict.fromkeys(("answer_words", "refusals", "empty_answers"), "there is no answer"),
+    "precision": "no answer is read so",
+    "recall": "no item has this label",
+    "f1": "no item has this label, and no answer is read so",
+}
+
 METRIC_NAMES: tuple[str, ...] = (*_PLAIN, *_BERTSCORE, *_OF_LABELS, *_PER_LABEL)
 
 
@@ -76,6 +87,13 @@ def check_name(name: str, labels: Sequence[str] = ()) -> None:
         return
     if colon and part in classification.LABEL_PARTS and label in labels:
         return
+    if colon and part in classification.LABEL_PARTS:
+        close = nearest(label, labels)
+        raise ConfigError(
+            f"There is no metric '{name}': the task has no label" + (f" '{label}'." if labels else "s."),
+            allowed=f"{part}: and one of {', '.join(labels)}" if labels else None,
+            next_step=f"did you mean {part}:{close}?" if close else None,
+        )
     known = [*_PLAIN, *_BERTSCORE, *_OF_LABELS, *(f"{p}:{own}" for p in classification.LABEL_PARTS for own in labels)]
     raise ConfigError(
         f"There is no metric '{name}'.", allowed=", ".join(known if labels else METRIC_NAMES),
@@ -86,6 +104,11 @@ def check_name(name: str, labels: Sequence[str] = ()) -> None:
 def is_of_labels(name: str) -> bool:
     """Returns whether a metric counts which label was read from an answer."""
     return name in _OF_LABELS or name.partition(":")[0] in classification.LABEL_PARTS
+
+
+def why_undefined(name: str) -> str:
+    """Returns what was there of nothing where a metric of this name is undefined, in words."""
+    return _UNDEFINED.get(name.partition(":")[0], "nothing that it counts")
 
 
 def make_metric(name: str, options: MetricOptions) -> Metric:

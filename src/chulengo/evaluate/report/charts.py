@@ -198,7 +198,11 @@ def sample_size_chart(
     # the sizes themselves are what one looks up, as long as their labels have room
     if all(x.place(after) - x.place(before) >= ROOM for before, after in itertools.pairwise(sizes)):
         x = replace(x, ticks=tuple(sizes))
-    y = svg.linear_axis(min(ends), max(ends), write=_percents if unit == "share" else digits)
+    low, high = min(ends), max(ends)
+    if unit == "share":  # there is nothing below 0 % or above 100 %
+        pad = 0.0 if high > low else max(0.1 * high, 0.05)
+        low, high = max(0.0, low - pad), min(1.0, high + pad)
+    y = svg.linear_axis(low, high, write=_percents if unit == "share" else digits)
     bars = [(count, *bounds) for count, _, bounds in points if bounds is not None]
     curve = svg.Curve([(count, value) for count, value, _ in points], "train", marks=True, bars=bars)
     says = "; ".join(f"{whole(count)} rows: {score(value, unit)}" for count, value, _ in points)

@@ -10,7 +10,9 @@ the repeats with its 95 % interval (Student's t). The answer is
 - yes, when the whole interval lies above `worth` (a gain that is worth a doubling of the data),
 - no, when the whole interval lies below it,
 - not clear, when it lies on both sides; more repeats make it narrower,
-- unknown, with fewer than two sizes or two repeats: there is no interval.
+- unknown, with fewer than two sizes or two repeats: there is no interval. Also where every run of both sizes gave the
+  same value: an exact match of 0 everywhere is a metric that sees nothing of these runs, and its interval, 0 to 0,
+  would be taken for certainty.
 Gains shrink as data grow, so the gain of the last doubling is an upper estimate of that of the next. No curve is
 fitted: three sizes do not tell a power law from a logarithm, and the extrapolation is where those differ.
 
@@ -34,6 +36,7 @@ from chulengo.train.metrics import MetricsFile
 LOSS, EXACT_MATCH = "validation loss", "exact match"
 HIGHER_IS_BETTER = {LOSS: False, EXACT_MATCH: True}
 UNITS = {LOSS: "nats a token", EXACT_MATCH: "share of answers"}
+BOUNDS: dict[str, tuple[float, float] | None] = {LOSS: None, EXACT_MATCH: (0.0, 1.0)}  # a loss has no upper end
 WORTH = {LOSS: 0.01, EXACT_MATCH: 0.01}  # 1 % of the perplexity; one answer in a hundred
 # two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom; beyond, the normal 1.96 is 2 % too narrow
 T_95 = (
@@ -178,6 +181,9 @@ def judge(points: Sequence[Point], metric: str, worth: float | None = None) -> V
     if len(gains) < 2:
         return Verdict("unknown", gain, None, worth,
                        f"One repeat has no interval ({said}); three or more repeats give an answer.")  # fmt: skip
+    if len({*before.values, *last.values}) == 1:
+        return Verdict("unknown", gain, None, worth, f"Unknown: {metric} is {last.values[0]:.4g} in every run with "
+                       f"{before.rows:,} and {last.rows:,} rows, so it cannot tell whether more data would help.")
     t = T_95[len(gains) - 2] if len(gains) - 2 < len(T_95) else 1.96
     half = t * statistics.stdev(gains) / math.sqrt(len(gains))
     low, high = gain - half, gain + half
@@ -221,4 +227,7 @@ def _gain(metric: str, gain: float) -> str:
 
 
 def _number(metric: str, value: float) -> str:
-    return f"{100 * value:.3g} percentage points" if metric == EXACT_MATCH else f"{value:.3g}"
+    if metric != EXACT_MATCH:
+        return f"{value:.3g}"
+    points = f"{100 * value:.3g}"
+    return f"{points} percentage point{'' if points in ('1', '-1') else 's'}"

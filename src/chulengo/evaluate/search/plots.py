@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chulengo.evaluate.search.curve import HIGHER_IS_BETTER, UNITS, Point, Verdict
+from chulengo.evaluate.search.curve import BOUNDS, UNITS, Point, Verdict
 from chulengo.evaluate.search.space import Dimension, short
 from chulengo.evaluate.search.study import Trial, best_of
 from chulengo.train.plots import BLUE, DOTS_PER_INCH, GREY, ORANGE, STYLE, wants_log
@@ -181,8 +181,10 @@ def _draw_sizes(axes: Any, metric: str, points: Sequence[Point]) -> None:
     axes.set_xlim(rows[0] / 1.3, rows[-1] * 1.3)
     axes.set_xlabel("training rows")
     axes.set_ylabel(f"{metric} ({UNITS[metric]})")
-    if HIGHER_IS_BETTER[metric]:
-        axes.set_ylim(bottom=0.0)
+    if (bounds := BOUNDS[metric]) is not None:
+        low, high = bounds
+        top = min(high, axes.get_ylim()[1])
+        axes.set_ylim(low, top if max(value for point in points for value in point.values) > low else high)
 
 
 def _styles(trials: Sequence[Trial]) -> list[tuple[str, dict[str, Any]]]:

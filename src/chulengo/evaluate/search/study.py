@@ -26,7 +26,7 @@ from typing import Any
 
 from chulengo.errors import ChulengoError, ConfigError, DoesNotFitError, TrainingError, require
 from chulengo.evaluate.search.identity import check_same
-from chulengo.evaluate.search.space import Dimension
+from chulengo.evaluate.search.space import Dimension, short
 from chulengo.train.interrupt import Interrupted
 
 EXTRA = "train-extras"
@@ -103,6 +103,20 @@ class SearchPlan:
     seed: int
     first: Mapping[str, Any]
 
+    def first_text(self) -> str:
+        """Returns what trial 0 is, in words: the configuration itself, or what of it the space does not hold."""
+        outside = [f"{short(d.key)} {self.first.get(d.key)}" for d in self.dimensions if not self._holds(d)]
+        if not outside:
+            return "the configuration as it is"
+        return f"not the configuration, which is outside the space: {', '.join(outside)}"
+
+    def enqueued(self) -> dict[str, Any]:
+        """Returns the settings of the configuration that the space holds, with which trial 0 is run."""
+        return {d.key: self.first[d.key] for d in self.dimensions if self._holds(d)}
+
+    def _holds(self, dimension: Dimension) -> bool:
+        return dimension.holds(self.first.get(dimension.key))
+
 
 def pruner_text(name: str, num_points: int) -> str:
     """Returns the rule by which trials are ended early, in words."""
@@ -136,8 +150,7 @@ def open_study(path: Path, identity: Mapping[str, Any], plan: SearchPlan) -> Any
         known = study.user_attrs.get(IDENTITY)
         if known is None and not study.trials:  # new, or killed before its first line
             study.set_user_attr(IDENTITY, dict(identity))
-            first = {d.key: plan.first[d.key] for d in plan.dimensions if d.holds(plan.first.get(d.key))}
-            if first:
+            if first := plan.enqueued():
                 study.enqueue_trial(first)
             known = identity
     except (RuntimeError, sqlite3.Error, _database_error()) as error:

@@ -84,6 +84,21 @@ def test_exact_match_counts_upwards() -> None:
     assert judge(curve, LOSS).answer == "no"
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.25])
+def test_a_metric_that_never_moves_says_nothing(value: float) -> None:
+    found = judge(points((10, [0.1, 0.2, 0.3]), (100, [value] * 3), (200, [value] * 3)), EXACT_MATCH)
+    assert (found.answer, found.interval) == ("unknown", None)
+    assert f"exact match is {value:g} in every run with 100 and 200 rows" in found.text
+    assert judge(points((100, [0.0] * 3), (200, [0.0, 0.0, 0.001])), EXACT_MATCH).answer == "no"
+    assert judge(points((100, [0.0] * 3), (200, [1.0] * 3)), EXACT_MATCH).answer == "yes"
+
+
+def test_one_point_is_one() -> None:
+    said = judge(points((100, [0.50, 0.51, 0.49]), (200, [0.51, 0.52, 0.50])), EXACT_MATCH).text
+    assert "rises by 1 percentage point a doubling" in said
+    assert "the 1 percentage point that" in said or "and 1 percentage point would" in said
+
+
 def test_quantiles_of_t() -> None:
     scipy = pytest.importorskip("scipy.stats")
     for degrees, value in enumerate(T_95, 1):

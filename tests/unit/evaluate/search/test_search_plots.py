@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chulengo.evaluate.search import plots
 from chulengo.evaluate.search.curve import EXACT_MATCH, LOSS, Point, judge
 from chulengo.evaluate.search.plots import plot_curve, plot_search
 from chulengo.evaluate.search.space import dimension
@@ -71,3 +73,19 @@ def test_curve(pictures: tuple[Path, Path]) -> None:
 def test_curve_of_one_size(pictures: tuple[Path, Path]) -> None:
     plot_curve({LOSS: [Point(100, (2.0,))]}, {LOSS: judge([Point(100, (2.0,))], LOSS)}, *pictures)
     assert pictures[0].stat().st_size > 1000
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.0), (1.0, 1.0), (0.97, 1.0), (0.2, 0.25)])
+def test_a_share_ends_at_0_and_1(values: tuple[float, float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    limits = []
+
+    def look(figure: Any, *_: object) -> None:
+        limits.extend(axes.get_ylim() for axes in figure.axes)
+
+    monkeypatch.setattr(plots, "_save", look)
+    curve = [Point(100, (values[0],) * 2), Point(200, (values[1],) * 2)]
+    plot_curve({EXACT_MATCH: curve}, {EXACT_MATCH: judge(curve, EXACT_MATCH)}, tmp_path / "a", tmp_path / "b")
+    low, high = limits[0]
+    assert low == 0
+    assert max(values) <= high <= 1
+    assert high > 0
