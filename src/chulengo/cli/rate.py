@@ -88,8 +88,8 @@ def _sheet(arguments: argparse.Namespace) -> int:
     if outputs.num_left_out:
         print(f"  left out: {counted(outputs.num_left_out, 'item')} that not every system answered")
     if over_long := num_over_long(study):
-        print(f"  {counted(over_long, 'row')} with a text that Excel would cut: rate those sheets in LibreOffice, or as "
-              "JSONL")
+        print(f"  {counted(over_long, 'row')} with a text that Excel would cut: rate those sheets in LibreOffice, "
+              "or as JSONL")
     if len(study.systems) > 1:
         print(f"To find 60:40, {votes_needed(0.6)} decisive votes are needed, each on an item of its own; "
               f"for 55:45, {votes_needed(0.55)}.")

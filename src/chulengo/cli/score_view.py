@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from chulengo.data.wording import four_digits
+from chulengo.data.wording import counted, four_digits
 
 if TYPE_CHECKING:
     from chulengo.evaluate.comparison import Comparison
@@ -96,7 +96,7 @@ def _name(name: str, headline: str | None) -> str:
 
 
 def _count(items: int, groups: int) -> str:
-    return f"{items:,}" if groups in (0, items) else f"{items:,} in {groups:,} groups"
+    return f"{items:,}" if groups in (0, items) else f"{items:,} in {counted(groups, 'group')}"
 
 
 def item_lines(comparisons: Sequence[Comparison], headline: str | None) -> list[str]:

@@ -108,6 +108,19 @@ def test_dialogues_become_training_data_for_either_side(dialogues: Path, tmp_pat
     assert main(["simulate", "--replay", str(dialogues), "--write-chats", str(tmp_path / "data")]) == 2
 
 
+def test_simulations_without_a_conversation_in_common_are_told_so(tmp_path: Path, capsys: Capture) -> None:
+    for name in ("a", "b"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(f"scenarios:\n  - {{id: only-{name}, opening: Hello!}}\n")
+        assert simulate("--scenarios", file, "--turns", 1, "--out", tmp_path / name) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    said = capsys.readouterr().err
+    assert "have no conversation in common" in said
+    assert f"{tmp_path / 'a'} has only-a; {tmp_path / 'b'} has only-b." in said
+    assert "try:     simulate both with the same --scenarios" in said
+
+
 def test_two_simulations_are_compared_over_what_both_have(scenarios: Path, tmp_path: Path, capsys: Capture) -> None:
     short = SCENARIOS.replace("play, persona", "other, persona")  # a conversation of another name
     (tmp_path / "t.yaml").write_text(short)
