@@ -79,6 +79,7 @@ def test_scenarios_from_start_to_end(scenarios: Path, tmp_path: Path, capsys: Ca
     assert (part / "transcripts.jsonl").read_text(encoding="utf-8") == whole
     captured = capsys.readouterr()
     assert "2 of 6 conversations are there" in captured.err
+    assert f"{part / 'transcripts.jsonl'}: 6 of 6\n" in captured.err
     assert "goal_reached" in captured.out
     assert simulate(*words, "--out", part, "--temperature", 0.1) == 2
     assert "other agent_settings, client_settings" in capsys.readouterr().err
@@ -168,6 +169,7 @@ def test_two_simulations_are_compared_over_what_both_have(scenarios: Path, tmp_p
         (["--scenarios", "s.yaml", "--out", "o", "--repeats", "2", "--temperature", "0"], "again and again"),
         (["--scenarios", "s.yaml", "--out", "o", "--client-temperature", "-1"], "temperature is -1"),
         (["--scenarios", "s.yaml", "--out", "o", "--client", "missing"], "no adapter folder 'missing'"),
+        (["--scenarios", "s.yaml", "--out", "o", "--client", "missing"], "try:     --client with a finished run"),
         (["--replay", "d.csv", "--out", "o", "--client", "agent"], "would never speak"),
         (["--replay", "missing.csv", "--out", "o"], "no file"),
         (["--replay", "d.csv", "--out", "o", "--style", "lama2"], "llama2"),
