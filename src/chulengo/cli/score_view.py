@@ -108,7 +108,7 @@ def item_lines(comparisons: Sequence[Comparison], headline: str | None) -> list[
     for word, count, ids in (("better", chosen.num_better, chosen.better_items),
                              ("worse", chosen.num_worse, chosen.worse_items)):
         most = f", most on {', '.join(ids[:SHOWN_ITEMS])}{' …' if count > SHOWN_ITEMS else ''}" if ids else ""
-        lines.append(f"{chosen.name}: {word} on {count:,} of {chosen.num_items:,} items{most}")
+        lines.append(f"{chosen.name}: {word} on {count:,} of {counted(chosen.num_items, 'item')}{most}")
     return lines
 
 

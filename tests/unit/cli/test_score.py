@@ -26,6 +26,16 @@ def test_half_a_character_is_refused_before_anything_is_written(tmp_path: Path, 
     assert "p.json: the answer of 'q0' has half of a surrogate pair (\\ud800)" in said
 
 
+def test_one_group_is_not_written_as_groups(tmp_path: Path, capsys: Capture) -> None:
+    data = write_lines(tmp_path / "d.jsonl", *squad_rows("llama", "alpaca"))  # on one paragraph
+    (tmp_path / "p.json").write_text('{"q0": "llama", "q1": "x"}')
+    words = ("score", "--task", "squad", "--data", data, "--predictions", tmp_path / "p.json", "--out")
+    out, _ = done(capsys, *words, tmp_path / "r")
+    assert "2 in 1 group\n" in out
+    out, _ = done(capsys, *words, tmp_path / "again", "--compare-with", tmp_path / "r")
+    assert "better on 0 of 2 items\n" in out
+
+
 def test_predictions_of_rows_that_cleaning_drops_do_no_harm(tmp_path: Path, capsys: Capture) -> None:
     data = write_lines(tmp_path / "d.jsonl", *squad_rows("llama", "", "alpaca"))
     answers = tmp_path / "p.json"
