@@ -72,7 +72,8 @@ def _counts(summary: Mapping[str, Any]) -> Iterator[str]:
     counts = summary["counts"]
     ratings, items = counted(counts["ratings"], "rating"), counted(counts["items"], "item")
     people = counted(sum(row["rated"] > 0 for row in summary["raters"].values()), "person", "people")
-    yield f"{ratings} of {items} by {people}, {counts['votes']} of them votes"
+    votes_said = "1 of them a vote" if counts["votes"] == 1 else f"{counts['votes']} of them votes"
+    yield f"{ratings} of {items} by {people}, {votes_said}"
     notes = {"missing": ("row", "not rated yet"), "twice": ("rating", "given twice, counted once"),
              "equal_pairs_not_shown": ("pair", "with equal answers, not shown and not counted")}
     yield from (f"  {counted(counts[name], noun)} {what}" for name, (noun, what) in notes.items() if counts[name])

@@ -115,6 +115,8 @@ def test_one_is_written_in_the_singular(tmp_path: Path) -> None:
     plain = {"item": "1", "left": "a", "right": "b"}
     rows = [{**plain, "rater": "x", "choice": "tie"}, {**plain, "rater": "y", "choice": "left"}]
     said = table(summarise(read(save_jsonl(tmp_path / "x.jsonl", rows)), draws=200))
+    one = table(summarise(read(save_jsonl(tmp_path / "one.jsonl", rows[:1])), draws=200))
+    assert one.splitlines()[0] == "1 rating of 1 item by 1 person, 1 of them a vote"
     for text in ("1 lost, 1 tie, 0 both bad" if "b against a" in said else "0 lost, 1 tie, 0 both bad",
                  "of 1 vote, p", "over 1 unit;"):
         assert text in said, said
