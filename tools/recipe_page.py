@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from chulengo.cli.score_view import (
     comparisons_from,
     difference_cell,
@@ -17,10 +19,11 @@ from chulengo.cli.score_view import (
     score_cell,
     verdict_cell,
 )
+from chulengo.data.wording import counted
 from chulengo.evaluate.comparison import Comparison
 from chulengo.evaluate.results import Score, read_results, score_from_dict, stored_scores
 from chulengo.evaluate.task_scores import compared, main_side
-from recipe_run import Ran, Recipe, RecipeError, as_typed
+from recipe_run import ROOT, Ran, Recipe, RecipeError, as_typed
 
 MAX_EXAMPLES, MAX_CHARS = 3, 240  # what a page may quote of a data set
 PICTURE_WIDTH, PICTURE_BYTES = 800, 60_000
@@ -95,7 +98,7 @@ def write_page(recipe: Recipe, ran: Sequence[Ran], folder: Path, docs: Path) -> 
     comparison, headline = headline_of(recipe, folder)
     parts = [
         f"# {recipe.number}. {page['title']}", prose(page["shows"]),
-        "## Llama-2-7b-chat on one GPU", prose(page["gpu"].get("text", "")), commands(page["gpu"]["commands"]),
+        *large_form(page),
         "## The same on a CPU", prose(page.get("cpu", {}).get("text", "")),
         f"`data` is the folder with the data sets{_encoder_note(ran)}.", *_files(recipe), *_steps(ran),
         "## What it took", *_times(ran),
@@ -115,6 +118,15 @@ def write_page(recipe: Recipe, ran: Sequence[Ran], folder: Path, docs: Path) -> 
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return file
+
+
+def large_form(page: Mapping[str, Any]) -> list[str]:
+    """Returns the part about the large model, named as the recipe's file names it; nothing of it comes from the run."""
+    lines = page["gpu"]["commands"]
+    config = next(found[1] for line in lines if (found := re.search(r"--config (\S+)", line)))
+    settings = yaml.safe_load((ROOT / config).read_text(encoding="utf-8"))
+    name = settings["model"]["name"].rpartition("/")[2].removesuffix("-hf")
+    return [f"## {name} on one GPU", prose(page["gpu"].get("text", "")), commands(lines)]
 
 
 def prose(text: str) -> str:
@@ -194,7 +206,8 @@ def _table(table: Mapping[str, Any], folder: Path, headline: str) -> str:
             continue
         base, tuned = (score_cell(side[each.name]) for side in scores)
         name = f"**{each.name}**" if each.name == headline else each.name
-        count = f"{each.num_items:,}" + (f" in {each.num_groups:,} groups" if each.num_groups != each.num_items else "")
+        groups = counted(each.num_groups, "group")
+        count = f"{each.num_items:,}" + (f" in {groups}" if each.num_groups != each.num_items else "")
         rows.append(f"| {name} | {base} | {tuned} | {difference_cell(each)} | {verdict_cell(each)} | {count} |")
     missing = results.get("not_computed", {})
     rows += [f"| {name} | not computed: {why} | | | | |" for name, why in missing.items()
@@ -278,7 +291,7 @@ def write_index(definitions: Mapping[Path, str], docs: Path) -> Path:
     text = """# Recipes
 
 Each page was made by running its commands on a CPU with a small model and real data, and says what the same takes for a
-model of 7 billion parameters on one GPU. `make recipes` runs them all again; the definitions are in
+large model on one GPU. `make recipes` runs them all again; the definitions are in
 [recipes/pages](../../recipes/pages), the settings for the large model in [recipes](../../recipes).
 """
     file = docs / "README.md"

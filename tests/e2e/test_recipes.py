@@ -81,9 +81,34 @@ def test_page_is_there(path: Path) -> None:
     assert page.is_file(), f"make recipes ARGS={path.stem.split('_', 1)[0]}"
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"# {path.stem.split('_', 1)[0]}. ")
-    for part in ("## Llama-2-7b-chat on one GPU", "## What it took", "## Before and after", "(95 % interval)",
+    for part in (" on one GPU\n", "## What it took", "## Before and after", "(95 % interval)",
                  "## Plots", "## Sample answers", "## What it does not show", "Made by `make recipes"):
         assert part in text, part
+
+
+@pytest.mark.parametrize("path", DEFINITIONS, ids=[path.stem for path in DEFINITIONS])
+def test_page_says_of_the_large_model_what_its_definition_says(path: Path, tool: ModuleType) -> None:
+    """Nothing of this part comes from a run, so it is kept up without one."""
+    page = tool.load_recipe(path, "page", encoder=True).page
+    text = (ROOT / "docs" / "recipes" / f"{path.stem.split('_', 1)[1]}.md").read_text(encoding="utf-8")
+    assert "\n\n".join(load("recipe_page").large_form(page)) in text
+
+
+def test_what_a_page_promises_of_the_large_model_its_commands_do(tool: ModuleType) -> None:
+    said = {path.stem: tool.load_recipe(path, "page", encoder=True).page for path in DEFINITIONS}
+    heads = {name: load("recipe_page").large_form(page)[0] for name, page in said.items()}
+    assert heads["1_guanaco-chat"] == "## Llama-2-7b-chat on one GPU"
+    assert heads["6_plain-text"] == "## Llama-2-7b on one GPU"
+    assert heads["8_flan-t5"] == "## flan-t5-base on one GPU"
+    # one repeat has no interval, and then there is no answer whether more data would help
+    repeats = [int(found) for page in said.values() for line in page["gpu"]["commands"]
+               for found in re.findall(r"--sample-sizes .*--repeats (\d+)", line)]
+    assert repeats
+    assert min(repeats) >= 3
+    # dialogues are cleaned for a conversation as they are for training
+    talks = [line for line in said["3_tweetsumm"]["gpu"]["commands"] if line.startswith("chulengo simulate")]
+    assert len(talks) == 2
+    assert len({re.search(r"--set data\.cleaning=(\S+)", line)[1] for line in talks}) == 1  # type: ignore[index]
 
 
 def test_filled_in_commands(tool: ModuleType) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
     base = stored_side(first, first["task"], arguments.first)[1]
     tuned = stored_side(second, first["task"], arguments.second)[1]
     comparisons, left_out = _compared(first, second, base, tuned, arguments)
+    if not comparisons and first["task"] == SIMULATION and not set(first["scenarios"]) & set(second["scenarios"]):
+        said = "; ".join(f"{where} has {_some([*results['scenarios']])}"
+                         for where, results in ((arguments.first, first), (arguments.second, second)))
+        raise DataError(f"The two simulations have no conversation in common: {said}.",
+                        next_step="simulate both with the same --scenarios, or the same --replay and --num-rows")
     if not comparisons:
         raise DataError("The two have no metric in common.", next_step="evaluate both with the same task")
     for note in left_out:
@@ -85,9 +91,12 @@ def _compared(
     for each in left_out:
         alike.setdefault((each.name in done, each.only_first, each.only_second), []).append(each.name)
     for (is_compared, *ids), names in alike.items():
-        parts = [f"{counted(len(some), 'conversation')} only in {where} ({', '.join(some[:SHOWN])}"
-                 f"{', …' if len(some) > SHOWN else ''})"
+        parts = [f"{counted(len(some), 'conversation')} only in {where} ({_some(some)})"
                  for some, where in zip(ids, (arguments.first, arguments.second), strict=True) if some]
         what = "compared without" if is_compared else "not compared, for nothing is in common:"
         notes.append(f"{', '.join(names)}: {what} {' and '.join(parts)}")
     return comparisons, notes
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")

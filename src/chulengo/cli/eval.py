@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from chulengo.cli.arguments import add_run_arguments
 from chulengo.cli.inference import add_session_arguments, memory_explained, session_config, session_from
-from chulengo.cli.task_options import add_task_arguments
-from chulengo.data.wording import four_digits
+from chulengo.cli.task_options import DEFAULT_DRAWS, DEFAULT_SEED, add_task_arguments
+from chulengo.data.wording import counted, four_digits
 from chulengo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,6 +75,12 @@ def _run_taskless(arguments: argparse.Namespace) -> int:
                         ("--split", arguments.split), ("--write-chats", arguments.write_chats)):
         if value:
             raise ConfigError(f"{name} belongs to a task.", next_step="--task NAME   (chulengo eval --task list)")
+    for name, value, default in (("--draws", arguments.draws, DEFAULT_DRAWS), ("--seed", arguments.seed, DEFAULT_SEED)):
+        if value != default:
+            raise ConfigError(f"{name} {value} belongs to a task: without one no interval is drawn.",
+                              next_step="--task NAME   (chulengo eval --task list)")
+    if arguments.side == "tuned" and not arguments.adapter:
+        raise ConfigError("--side tuned needs an adapter.", next_step="--adapter RUN")
     config = session_config(arguments)
     data = config.data.train if arguments.data else config.data.validation or config.data.train
     if not data:
@@ -95,7 +101,8 @@ def _run_taskless(arguments: argparse.Namespace) -> int:
         print(f"note: {len(examples) - len(kept)} of {len(examples)} rows are too long and left out "
               f"(training.overlong={config.training.overlong})", file=sys.stderr)
     asked = answerable([e for e in examples if e.source in kept]) if arguments.exact_match else []
-    scores: dict[str, list[Score]] = {side: [] for side in (("base", "tuned") if session.has_adapter else ("base",))}
+    scores: dict[str, list[Score]] = {side: [] for side in ("base", "tuned")
+                                      if (side == "base" or session.has_adapter) and arguments.side in (side, "both")}
     per_item = bool(arguments.json or arguments.out)
     with memory_explained(f"--batch-size {max(1, arguments.batch_size // 2)}"):
         for side, found in scores.items():
@@ -130,7 +137,7 @@ def _perplexity(session: Session, side: str, rows: list[RenderedRow], batch_size
     from chulengo.data.batches import pad_token
     from chulengo.evaluate.perplexity import perplexity
 
-    print(f"perplexity, {side}: {len(rows)} rows", file=sys.stderr)
+    print(f"perplexity, {side}: {counted(len(rows), 'row')}", file=sys.stderr)
     pad = pad_token(session.tokenizer.pad_id, session.tokenizer.eos_id)
     with session.side(side) as model:
         return perplexity(model, rows, pad_id=pad, batch_size=batch_size, per_item=per_item)
@@ -142,7 +149,7 @@ def _exact_match(
     from chulengo.evaluate.exact_match import exact_match, question_of
     from chulengo.generate.engine import answer_all
 
-    print(f"exact match, {side}: {len(examples)} answers", file=sys.stderr)
+    print(f"exact match, {side}: {counted(len(examples), 'answer')}", file=sys.stderr)
     with session.side(side) as model:
         answers = answer_all(model, session.renderer, [question_of(e) for e in examples], settings, batch_size)
     return exact_match(examples, answers)
@@ -165,7 +172,7 @@ def _show(results: dict[str, Any], scores: dict[str, list[Score]], arguments: ar
         return
     table = [["score", *scores, "over"]]
     for place, first in enumerate(next(iter(scores.values()))):
-        over = f"{first.num_items:,} rows"
+        over = counted(first.num_items, "row")
         if "supervised_tokens" in first.details:
             over += f", {first.details['supervised_tokens']:,} tokens"
         table.append([first.version, *(cell(found[place]) for found in scores.values()), over])

@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _sheet(arguments: argparse.Namespace) -> int:
+    from chulengo.data.wording import counted
     from chulengo.evaluate.human.sheets import KEY_NAME, num_over_long, write_study
     from chulengo.evaluate.human.study import make_study
     from chulengo.evaluate.human.win_rate import votes_needed
@@ -75,17 +76,20 @@ def _sheet(arguments: argparse.Namespace) -> int:
     files = write_study(folder, study)
     first = [entry for entry in study.entries if entry.showing == 1]
     num_pairs = len({(entry.item, frozenset((entry.left, entry.right))) for entry in first})
-    what = "pairs of answers" if len(study.systems) > 1 else "answers"
-    print(f"{' against '.join(study.systems)}: {num_pairs} {what}, answers frozen as {study.mark}")
+    what = ("pair of answers", "pairs of answers") if len(study.systems) > 1 else ("answer", "answers")
+    print(f"{' against '.join(study.systems)}: {counted(num_pairs, *what)}, answers frozen as {study.mark}")
     for file in files:
         own = [entry for entry in study.entries if entry.rater == file.stem]
-        print(f"  {file}: {len(own)} rows, {sum(entry.showing == 2 for entry in own)} of them hidden repeats")
+        repeats = sum(entry.showing == 2 for entry in own)
+        said = f"{repeats} of them {'a hidden repeat' if repeats == 1 else 'hidden repeats'}"
+        print(f"  {file}: {counted(len(own), 'row')}, {said}")
     if study.num_equal_pairs:
-        print(f"  left out: {study.num_equal_pairs} pairs with equal answers")
+        print(f"  left out: {counted(study.num_equal_pairs, 'pair')} with equal answers")
     if outputs.num_left_out:
-        print(f"  left out: {outputs.num_left_out} items that not every system answered")
+        print(f"  left out: {counted(outputs.num_left_out, 'item')} that not every system answered")
     if over_long := num_over_long(study):
-        print(f"  {over_long} rows hold a text that Excel would cut: rate those sheets in LibreOffice, or as JSONL")
+        print(f"  {counted(over_long, 'row')} with a text that Excel would cut: rate those sheets in LibreOffice, "
+              "or as JSONL")
     if len(study.systems) > 1:
         print(f"To find 60:40, {votes_needed(0.6)} decisive votes are needed, each on an item of its own; "
               f"for 55:45, {votes_needed(0.55)}.")

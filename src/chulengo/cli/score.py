@@ -30,6 +30,7 @@ from chulengo.cli.task_options import (
     task_list,
     without_collector,
 )
+from chulengo.data.wording import counted
 
 if TYPE_CHECKING:
     from chulengo.evaluate.comparison import Comparison
@@ -116,7 +117,8 @@ def _score(
     from chulengo.evaluate.task_scores import NO_MODEL, Side, in_task_order, outcomes_of
 
     answers, missing = match_predictions(
-        [item.id for item in data.items], read_predictions(Path(arguments.predictions)),
+        [item.id for item in data.items], _of_kept_rows(read_predictions(Path(arguments.predictions)), task, data,
+                                                        offline=arguments.offline),
         missing_is_wrong=arguments.missing == "wrong", source=arguments.predictions,
     )
     outcomes, unread = outcomes_of(task, data.items, answers)
@@ -126,6 +128,33 @@ def _score(
     not_computed = metrics[1] | dict.fromkeys(task.loss_metrics, NO_MODEL)
     return Side({"predictions": arguments.predictions}, tuple(answers), outcomes, unread, tuple(missing),
                 in_task_order(task, scores), not_computed)
+
+
+def _of_kept_rows(
+    predictions: dict[str, tuple[str, str]], task: Task, data: TaskData, *, offline: bool
+) -> dict[str, tuple[str, str]]:
+    """Returns the predictions without those of rows that cleaning dropped, which were made before and do no harm.
+
+    Where only a part of the rows is taken, a row that is not there need not have been dropped: nothing is left out.
+    """
+    from chulengo.data.sources import read_records
+    from chulengo.evaluate.task_data import chosen_split
+
+    facts, known = data.facts, {item.id for item in data.items}
+    split = chosen_split(task, facts["split"])[1]
+    partly = facts["num_rows"] is not None or facts["held_out_by"] or split.held_out or split.labels or split.without
+    unknown = [key for key in predictions if key not in known]
+    if not unknown or not facts["cleaning"] or partly:
+        return predictions
+    rows = (row.fields.get(task.id) for file in facts["files"]
+            for row in read_records(file, hub_split=split.hub, offline=offline))
+    ids = {str(number) if own is None else str(own) for number, own in enumerate(rows, 1)}
+    dropped = {key: None for key in unknown if key in ids or (task.turns == "each" and key.rpartition("/")[0] in ids)}
+    if dropped:
+        shown = ", ".join([*dropped][:5]) + (", …" if len(dropped) > 5 else "")
+        print(f"note: {counted(len(dropped), 'prediction')} not scored, of rows that data.cleaning="
+              f"[{', '.join(facts['cleaning'])}] leaves out: {shown}", file=sys.stderr)
+    return {key: answer for key, answer in predictions.items() if key not in dropped}
 
 
 def _compared(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from chulengo.data.wording import four_digits
+from chulengo.data.wording import counted, four_digits
 
 if TYPE_CHECKING:
     from chulengo.evaluate.comparison import Comparison
@@ -104,7 +104,7 @@ def _name(name: str, headline: str | None) -> str:
 
 
 def _count(items: int, groups: int) -> str:
-    return f"{items:,}" if groups in (0, items) else f"{items:,} in {groups:,} groups"
+    return f"{items:,}" if groups in (0, items) else f"{items:,} in {counted(groups, 'group')}"
 
 
 def item_lines(comparisons: Sequence[Comparison], headline: str | None) -> list[str]:
@@ -122,7 +122,7 @@ def item_lines(comparisons: Sequence[Comparison], headline: str | None) -> list[
     for word, count, ids in (("better", chosen.num_better, chosen.better_items),
                              ("worse", chosen.num_worse, chosen.worse_items)):
         named = f", {on} {', '.join(ids[:SHOWN_ITEMS])}{' …' if count > SHOWN_ITEMS else ''}" if ids else ""
-        lines.append(f"{chosen.name}: {word} on {count:,} of {chosen.num_items:,} items{named}")
+        lines.append(f"{chosen.name}: {word} on {count:,} of {counted(chosen.num_items, 'item')}{named}")
     return lines
 
 

@@ -28,6 +28,7 @@ from chulengo.cli.inference import (
     session_from,
     settings_from,
 )
+from chulengo.data.wording import counted
 from chulengo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     from chulengo.evaluate.simulate.speakers import AGENT, BASE, agent_and_client
     from chulengo.evaluate.simulate.talk import conversations
     from chulengo.evaluate.simulate.transcripts import TranscriptFile
+    from chulengo.model.session import adapter_folder
 
     settings = settings_from(arguments)
     heat = settings.temperature if arguments.client_temperature is None else arguments.client_temperature
@@ -92,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
                           next_step="--temperature 0.7 or --client-temperature 0.7")
     asked = conversations(scenarios, arguments.repeats)
     check_ids([each.id for each in asked], arguments.scenarios or arguments.replay)
+    if arguments.client not in (BASE, AGENT):
+        adapter_folder(arguments.client, "--client")  # shows before minutes of loading
     session = session_from(arguments, config, adds_adapter=arguments.client not in (BASE, AGENT))
     agent, client = agent_and_client(session, arguments.client)
     for note in client.notes:
@@ -161,7 +165,7 @@ def _write_chats(scenarios: list[Scenario], folder: Path) -> int:
         if file.exists():
             raise ConfigError(f"{file} is there already.", next_step="--write-chats with another folder")
         written = write_examples(file, (Example(chat(each), each.source) for each in scenarios))
-        print(f"{file}: {written:,} conversations", file=sys.stderr)
+        print(f"{file}: {counted(written, 'conversation')}", file=sys.stderr)
     return 0
 
 
@@ -205,7 +209,7 @@ def _talk(
         seed=settings.seed, pool_size=size * POOL_BATCHES,
     ):
         file.append(conversation)
-        if time.monotonic() - noted > NOTE_SECONDS:
+        if time.monotonic() - noted > NOTE_SECONDS or len(file.finished) == total:
             noted = time.monotonic()
             print(f"{file.path}: {len(file.finished)} of {total}", file=sys.stderr)
 

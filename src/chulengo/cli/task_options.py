@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from chulengo.evaluate.task_items import Item
     from chulengo.evaluate.tasks import Task
 
+DEFAULT_DRAWS, DEFAULT_SEED = 10_000, 0
 COUNTING_PACKAGES = ("numpy", "sacrebleu", "rouge-score", "scikit-learn")
 
 
@@ -31,9 +32,9 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
                              "adapter was trained on, the rows that its run held out)")
     parser.add_argument("--encoder", metavar="FOLDER", help="text encoder for BERTScore; without one it is left out")
     parser.add_argument("--compare-with", metavar="RESULTS", help="results of another evaluation, on the same items")
-    parser.add_argument("--draws", type=int, default=10_000, metavar="N",
+    parser.add_argument("--draws", type=int, default=DEFAULT_DRAWS, metavar="N",
                         help="resampled sets behind an interval (default: 10000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="N", help="of the draws (default: 0)")
 
 
 def check_task_arguments(arguments: argparse.Namespace) -> None:

@@ -42,7 +42,8 @@ def answerable(examples: Sequence[Example]) -> list[Example]:
     kept = [example for example in examples if (example.answer or "").strip() and len(example.messages) > 1]
     if not kept:
         raise DataError(
-            f"None of the {len(examples)} rows ends with an answer, so exact match has nothing to compare.",
+            ("The one row has no answer at its end" if len(examples) == 1 else
+             f"None of the {len(examples):,} rows ends with an answer") + ", so exact match has nothing to compare.",
             next_step="leave out --exact-match, or give rows with a question and an answer",
         )
     return kept

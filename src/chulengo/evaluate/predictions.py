@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -146,6 +147,7 @@ def read_predictions(path: Path) -> dict[str, tuple[str, str]]:
             raise DataError(f"{record.source}: the id {key!r} occurs twice in {path}.",
                             next_step="keep one answer for each id")
         if fields[column] is not None:
+            _check_text(fields[column], f"{record.source}: the answer of {key!r}")
             try:
                 text = as_text(fields[column], column)
             except DataError as error:
@@ -157,28 +159,55 @@ def read_predictions(path: Path) -> dict[str, tuple[str, str]]:
 def _mapping(path: Path) -> dict[str, tuple[str, str]] | None:
     """Returns the answers of a file that is one JSON object {id: text}; None where it is something else."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         return None  # the reader of rows says what is wrong
     if not text.lstrip().startswith("{"):
         return None
     try:
-        pairs = json.loads(text, object_pairs_hook=list)
+        pairs = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
         return None
-    if not all(isinstance(answer, str | int | float | None) for _, answer in pairs):
-        return None
-    if {"id"} & {key for key, _ in pairs} and {key for key, _ in pairs} & set(ANSWER_COLUMNS):
-        return None  # one row, not a mapping
+    keys = {key for key, _ in pairs}
+    if "id" in keys and keys & set(ANSWER_COLUMNS):
+        return None  # one row, or columns
+    if pairs and not any(isinstance(answer, str | int | float | None) for _, answer in pairs):
+        return None  # rows by key, or in a list
     found: dict[str, tuple[str, str]] = {}
     seen: set[str] = set()
     for key, answer in pairs:
         if key in seen:
             raise DataError(f"{path}: the id {key!r} occurs twice.", next_step="keep one answer for each id")
         seen.add(key)
+        if isinstance(answer, list):
+            kind = "an object" if isinstance(answer, _Pairs) else "a list"
+            shown = json.dumps(dict(answer) if isinstance(answer, _Pairs) else answer)[:80]
+            raise DataError(f"{path}: the answer of {key!r} is {kind}: {shown}.", allowed='{"id": "text", …}',
+                            next_step="write one text for each id")
+        _check_text(key, f"{path}: the id {key!r}")
         if answer is not None:
+            _check_text(answer, f"{path}: the answer of {key!r}")
             found[key] = (as_text(answer, key), "")
     return found
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as the file has it, with keys that occur twice."""
+
+
+def _check_text(value: object, what: str) -> None:
+    """Raises `DataError` for what JSON can say and no text can hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{what} is {value}, which is no text.",
+                        allowed='a text; "" for an empty answer, null for none', next_step="write the answer as text")
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{what} has half of a surrogate pair (\\u{ord(value[error.start]):04x}), which is not a character.",
+                next_step="write the file again with a tool that does not cut characters in two",
+            ) from error
 
 
 def match_predictions(

@@ -132,14 +132,23 @@ def write_results(path: Path, results: Mapping[str, Any], *, indent: int | None 
         indent: None for one line, which is written 20 times as fast and is a third of the size.
 
     Raises:
-        ChulengoError: the file cannot be written.
+        ChulengoError: the file cannot be written, or a text in it is none.
+        ValueError: a number that JSON does not have.
     """
+    text = json.dumps(results, ensure_ascii=False, indent=indent, allow_nan=False) + "\n"
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        near = text[max(0, error.start - 60) : error.start]
+        raise DataError(
+            f"The results cannot be written to {path}: half of a surrogate pair (\\u{ord(text[error.start]):04x}) is "
+            f"not a character; it stands after {near!r}.",
+            next_step="mend that text in the data or the predictions",
+        ) from error
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(
-            json.dumps(results, ensure_ascii=False, indent=indent, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        unfinished.write_bytes(content)
         os.replace(unfinished, path)
     except OSError as error:
         with contextlib.suppress(OSError):  # it may not be there, or its folder may be a file

@@ -173,21 +173,25 @@ def open_session(
     )
 
 
-def adapter_folder(given: str) -> Path:
+def adapter_folder(given: str, option: str = "--adapter") -> Path:
     """Returns the folder of an adapter, given it or the run that made it.
+
+    Args:
+        given: path of either.
+        option: where it was given, for what to type next.
 
     Raises:
         ModelError: there is no adapter.
     """
     path = Path(given).expanduser()
-    for folder in (path, path / "adapter"):
-        if (folder / "adapter_config.json").is_file():
-            return folder
+    folder = _adapter_in(path)
+    if folder is not None:
+        return folder
     if not path.is_dir():
         raise ModelError(
             f"There is no adapter folder {given!r}.",
             allowed="a run folder, or a folder with adapter_config.json and adapter_model.safetensors",
-            next_step=_nearest_folder(path),
+            next_step=_nearest_adapter(path, option),
         )
     if (path / "config.json").is_file():
         raise ModelError(f"{given} is a model, not an adapter.", next_step=f"--model {given}")
@@ -202,11 +206,15 @@ def adapter_folder(given: str) -> Path:
     )
 
 
-def _nearest_folder(path: Path) -> str:
+def _adapter_in(path: Path) -> Path | None:
+    return next((each for each in (path, path / "adapter") if (each / "adapter_config.json").is_file()), None)
+
+
+def _nearest_adapter(path: Path, option: str) -> str:
     parent = path.parent
-    siblings = [each.name for each in parent.iterdir() if each.is_dir()] if parent.is_dir() else []
+    siblings = [each.name for each in parent.iterdir() if _adapter_in(each)] if parent.is_dir() else []
     close = nearest(path.name, siblings)
-    return f"--adapter {parent / close}" if close else "ls runs"
+    return f"{option} {parent / close}" if close else f"{option} with a finished run   (ls runs)"
 
 
 def _check_base(base: Path, name: str, folder: Path | None, record: BaseRecord, notes: list[str]) -> None:

@@ -86,6 +86,20 @@ def test_batches_change_nothing(base: Path, tmp_path: Path, capsys: Any) -> None
     assert len(set(tables)) == 1
 
 
+def test_one_side_alone(base: Path, adapter: Path, tmp_path: Path, capsys: Any) -> None:
+    file = data(tmp_path, ("Who spits?", "Llamas."))
+    for side in ("base", "tuned"):
+        assert evaluate("--adapter", adapter, "--data", file, "--side", side, "--json") == 0
+        assert list(json.loads(capsys.readouterr().out)["scores"]) == [side]
+    assert evaluate("--model", base, "--data", file, "--side", "tuned") == 2
+    assert "--side tuned needs an adapter" in capsys.readouterr().err
+    assert evaluate("--model", base, "--data", file) == 0
+    printed = capsys.readouterr()
+    assert "over\n" in printed.out
+    assert " 1 row, " in printed.out
+    assert "perplexity, base: 1 row\n" in printed.err
+
+
 def test_num_rows(base: Path, tmp_path: Path, capsys: Any) -> None:
     assert evaluate("--model", base, "--data", data(tmp_path), "--num-rows", 2, "--json") == 0
     assert json.loads(capsys.readouterr().out)["scores"]["base"][0]["num_items"] == 2
@@ -99,7 +113,7 @@ def test_rows_over_the_context(base: Path, tmp_path: Path, capsys: Any) -> None:
     assert evaluate(*words) == 0
     captured = capsys.readouterr()
     assert "1 of 2 rows are too long and left out" in captured.err
-    assert captured.out.count("1 rows") == 2
+    assert captured.out.count("1 row") == 2
 
 
 @pytest.mark.parametrize(
@@ -110,7 +124,9 @@ def test_rows_over_the_context(base: Path, tmp_path: Path, capsys: Any) -> None:
         (["--data", "d.jsonl", "--adapter", "missing"], "no adapter folder"),
         (["--data", "d.jsonl", "--batch-size", "0"], "--batch-size"),
         (["--data", "d.jsonl", "--num-rows", "0"], "data.num_rows"),
-        (["--data", "text.jsonl", "--exact-match"], "None of the 1 rows"),
+        (["--data", "text.jsonl", "--exact-match"], "The one row has no"),
+        (["--data", "d.jsonl", "--draws", "200"], "--draws 200 belongs to a task"),
+        (["--data", "d.jsonl", "--seed", "3"], "--seed 3 belongs to a task"),
     ],
 )
 def test_mistakes_are_explained(

@@ -64,6 +64,12 @@ def test_from_answers_to_a_table(study: Path, capsys: Capture, tmp_path: Path) -
     assert scores(capsys, tmp_path / "r.csv")["win_rates"] == scores(capsys, study)["win_rates"] == written["win_rates"]
 
 
+def test_one_row_is_not_written_as_rows(answers: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    out, _ = done(capsys, "rate", "sheet", "--answers", *answers, "--num-items", 1, "--out", tmp_path / "one")
+    assert "1 pair of answers, answers frozen" in out
+    assert "1 row, 0 of them hidden repeats" in out
+
+
 def test_the_numbers_are_those_of_the_sheets(study: Path, capsys: Capture) -> None:
     """Counted here a second time from the files, with the key."""
     rated(study, left=0.1)

@@ -79,6 +79,7 @@ def test_scenarios_from_start_to_end(scenarios: Path, tmp_path: Path, capsys: Ca
     assert (part / "transcripts.jsonl").read_text(encoding="utf-8") == whole
     captured = capsys.readouterr()
     assert "2 of 6 conversations are there" in captured.err
+    assert f"{part / 'transcripts.jsonl'}: 6 of 6\n" in captured.err
     assert "goal_reached" in captured.out
     assert simulate(*words, "--out", part, "--temperature", 0.1) == 2
     assert "other agent_settings, client_settings" in capsys.readouterr().err
@@ -106,6 +107,19 @@ def test_dialogues_become_training_data_for_either_side(dialogues: Path, tmp_pat
     assert [example.answer for example in client] == ["Thanks!", "Who are you?\nTell me."]
     assert [message.role for message in client[0].messages] == ["system", *["user", "assistant"] * 2]
     assert main(["simulate", "--replay", str(dialogues), "--write-chats", str(tmp_path / "data")]) == 2
+
+
+def test_simulations_without_a_conversation_in_common_are_told_so(tmp_path: Path, capsys: Capture) -> None:
+    for name in ("a", "b"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(f"scenarios:\n  - {{id: only-{name}, opening: Hello!}}\n")
+        assert simulate("--scenarios", file, "--turns", 1, "--out", tmp_path / name) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    said = capsys.readouterr().err
+    assert "have no conversation in common" in said
+    assert f"{tmp_path / 'a'} has only-a; {tmp_path / 'b'} has only-b." in said
+    assert "try:     simulate both with the same --scenarios" in said
 
 
 def test_two_simulations_are_compared_over_what_both_have(scenarios: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -155,6 +169,7 @@ def test_two_simulations_are_compared_over_what_both_have(scenarios: Path, tmp_p
         (["--scenarios", "s.yaml", "--out", "o", "--repeats", "2", "--temperature", "0"], "again and again"),
         (["--scenarios", "s.yaml", "--out", "o", "--client-temperature", "-1"], "temperature is -1"),
         (["--scenarios", "s.yaml", "--out", "o", "--client", "missing"], "no adapter folder 'missing'"),
+        (["--scenarios", "s.yaml", "--out", "o", "--client", "missing"], "try:     --client with a finished run"),
         (["--replay", "d.csv", "--out", "o", "--client", "agent"], "would never speak"),
         (["--replay", "missing.csv", "--out", "o"], "no file"),
         (["--replay", "d.csv", "--out", "o", "--style", "lama2"], "llama2"),

@@ -53,5 +53,5 @@ def test_rows_without_an_answer_are_left_out_and_none_is_an_error() -> None:
     text = Example((Message("text", "abc"),), "f:2")
     good = example("a")
     assert answerable([text, good, example("  ")]) == [good]
-    with pytest.raises(DataError, match="None of the 1 rows"):
+    with pytest.raises(DataError, match="The one row has no answer at its end"):
         answerable([text])

@@ -76,6 +76,8 @@ def test_forms_of_predictions(tmp_path: Path) -> None:
     assert read_predictions(own.path) == {"a": ("x", "stop")}
     assert read_predictions(written(tmp_path / "one.json", '{"id": "a", "answer": "x"}')) == {"a": ("x", "")}
     assert read_predictions(written(tmp_path / "n.json", '{"a": 3}')) == {"a": ("3", "")}
+    assert read_predictions(written(tmp_path / "bom.json", '\ufeff{"a": "x", "id": "y"}')) == {
+        "a": ("x", ""), "id": ("y", "")}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,13 @@ def test_forms_of_predictions(tmp_path: Path) -> None:
         ("p.json", '{"a": "x",', "not valid JSON: line 1"),
         ("p.jsonl", "", "is empty"),
         ("p.bin", "x", "unknown suffix"),
+        ("p.json", '{"a": "x", "b": ["y", "z"]}', "the answer of 'b' is a list: ..y., .z"),
+        ("p.json", '{"a": "x", "b": {"text": "y"}}', "the answer of 'b' is an object: ..text.: .y"),
+        ("p.json", '{"a": "x", "b": NaN}', "the answer of 'b' is nan, which is no text"),
+        ("p.json", '{"a": "x", "b": -Infinity}', "the answer of 'b' is -inf"),
+        ("p.jsonl", '{"id": "a", "answer": NaN}\n', "p.jsonl:1: the answer of 'a' is nan"),
+        ("p.json", '{"a": "x", "b": "\\ud800"}', r"the answer of 'b' has half of a surrogate pair \(\\ud800\)"),
+        ("p.json", '{"a": "x", "b\\udc00": "y"}', r"half of a surrogate pair \(\\udc00\)"),
     ],
 )
 def test_broken_predictions(tmp_path: Path, name: str, text: str, says: str) -> None:

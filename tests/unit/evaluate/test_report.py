@@ -112,7 +112,7 @@ def test_a_run_with_results_has_every_part(run: Path, squad: Path, tmp_path: Pat
     for part in ("nano, fine-tuned on talks.jsonl", "Better than the base on SQuAD F1.", "Scores: squad", "Training",
                  "Where it gained most", "Where the tuned model got worse", "Data: the supervision ledger",
                  "Answers, in words", "Cost", "1 h 24 min", "NVIDIA H200", "GPU-hours", "Settings", "lora.rank",
-                 "Versions and hashes", "Do it again", "chulengo train --config support/config.yaml"):
+                 "Versions and hashes", "Do it again", "chulengo train --config PATH/support/config.yaml"):
         assert part in words, part
     results = json.loads((squad / "results.json").read_text("utf-8"))
     low, high = results["comparisons"][0]["interval_95"]
@@ -187,13 +187,89 @@ def test_a_loss_that_is_not_finite_is_shown(tmp_path: Path) -> None:
 
 
 def test_the_evaluation_is_done_again_as_it_was_typed(run: Path, squad: Path, tmp_path: Path) -> None:
-    typed = "--task squad --data dev-v1.1.json --set 'data.cleaning=[drop_long:500]' --out results/squad"
+    typed = ("--task squad --data PATH/dev-v1.1.json --set 'data.cleaning=[drop_long:500]' "
+             "--out runs/again/results/squad")
     page = report(run, "--results", squad, out=tmp_path / "r.html")
     assert f"chulengo eval --adapter runs/again {typed}" in page.words
+    assert "PATH stands for the folder in which that file or folder lies" in page.words
     content = json.loads((squad / "results.json").read_text("utf-8"))
     del content["command"]
     kit.write(tmp_path / "older" / "results.json", content)
     assert "chulengo eval" not in report(run, "--results", tmp_path / "older", out=tmp_path / "r.html").words
+
+
+def test_commands_never_point_into_the_old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kit.write_run(Path("runs/old"), steps=5, out="runs/old")
+    typed = {
+        "squad": "eval --adapter=runs/old --task squad --data dev.json --out runs/old/results/squad",
+        "squad-500": "score --task squad --data dev.json --predictions runs/old/results/squad/predictions-tuned.jsonl "
+                     f"--encoder {tmp_path}/encoder --compare-with {tmp_path}/runs/old/results/squad "
+                     "--out runs/old/results/squad-500",
+    }
+    for name, words in typed.items():
+        command = ["chulengo", *words.split()]
+        kit.write_results(Path("runs/old/results") / name, run=Path("runs/old"), command=command)
+    page = report("runs/old", "--markdown", "card.md", out=Path("r.html"))
+    card = Path("card.md").read_text("utf-8")
+    for line in (
+        "chulengo train --config runs/old/config.yaml --out runs/again",
+        "chulengo eval --adapter runs/again --task squad --data dev.json --out runs/again/results/squad",
+        "chulengo score --task squad --data dev.json --predictions runs/again/results/squad/predictions-tuned.jsonl "
+        "--encoder PATH/encoder --compare-with runs/again/results/squad --out runs/again/results/squad-2",
+    ):
+        assert line in page.words
+        assert line in card
+    alone = report("--results", "runs/old/results/squad", out=Path("r.html")).words
+    assert "--data dev.json --out results/again/squad" in alone
+    assert "PATH stands for" not in alone
+
+
+def test_answers_of_two_evaluations_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = kit.results(items=120)
+    for name, side in (("before", "base"), ("after", "tuned")):
+        content = {key: value for key, value in whole.items() if key not in ("scores", "comparisons", "sides")}
+        content |= {"sides": {"answers": {"predictions": f"{name}.json"}}, "scores": {"answers": whole["scores"][side]}}
+        content["examples"] = [{**each, "answers": {"answers": each["answers"][side]}} for each in whole["examples"]]
+        if name == "after":
+            content["compared_with"] = {"results": "before", "comparisons": whole["comparisons"]}
+        kit.write(tmp_path / name / "results.json", content)
+    words = report("--results", "after", out=tmp_path / "r.html").words
+    for part in ("Where it gained most", "against the answers in before.", "Where these answers are worse",
+                 "of these answers among the rest"):
+        assert part in words, part
+    example = words[words.index("Where these answers are worse") :]
+    assert re.search("before 100.0 Tafalla [0-9]+ these 0.0 It is", example)
+    content = json.loads((tmp_path / "before" / "results.json").read_text("utf-8"))
+    content["scores"]["answers"][0]["value"] += 1
+    kit.write(tmp_path / "before" / "results.json", content)
+    words = report("--results", "after", out=tmp_path / "r.html").words
+    assert "Not side by side: the answers in before are gone, or are others now." in words
+    assert "Where these answers are worse" not in words
+
+
+def test_a_task_that_no_score_decides_is_one_for_rating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = kit.results(items=6) | {"task": "mt-bench", "headline": None, "comparisons": []}
+    content["scores"] = {"base": [each for each in content["scores"]["base"] if each["name"] == "answer_words"]}
+    kit.write(tmp_path / "mt" / "results.json", content)
+    words = report("--results", "mt", "--markdown", "c.md", out=tmp_path / "r.html").words
+    assert "Answers for rating; no score decides." in words
+    assert "To have them rated: chulengo rate sheet --results mt --raters 3 --out study" in words
+    assert "not compared" not in words.partition("Scores: mt-bench")[0]
+    assert "**Answers for rating; no score decides.**" in (tmp_path / "c.md").read_text("utf-8")
+    kit.write_results(tmp_path / "squad")
+    words = report("--results", "mt", "squad", out=tmp_path / "r.html").words
+    assert "Better than the base on SQuAD F1." in words  # a score says more than that there is none
+
+
+def test_perplexity_is_said_to_be_of_the_expected_answer(tmp_path: Path) -> None:
+    said = "It is the perplexity of the expected answer, not of the one that is shown."
+    kit.write_results(tmp_path / "chat", headline="perplexity")
+    assert said in report("--results", tmp_path / "chat", out=tmp_path / "r.html").words
+    kit.write_results(tmp_path / "squad")
+    assert said not in report("--results", tmp_path / "squad", out=tmp_path / "r.html").words
 
 
 def test_examples_that_no_score_chose_say_so(tmp_path: Path) -> None:

@@ -48,7 +48,10 @@ def test_results_are_written_whole(tmp_path: Path) -> None:
     assert json.loads(file.read_text(encoding="utf-8")) == {"a": "é"}
     with pytest.raises(ValueError):
         write_results(file, {"a": float("nan")})
+    with pytest.raises(ChulengoError, match=r"half of a surrogate pair \(\\ud800\) .* after '.*\"a\": \"é'"):
+        write_results(file, {"a": "é\ud800"})
     assert json.loads(file.read_text(encoding="utf-8")) == {"a": "é"}
+    assert os.listdir(file.parent) == ["r.json"]
 
 
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:

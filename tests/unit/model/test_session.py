@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,13 @@ def test_a_changed_tokenizer_is_refused(run: Path) -> None:
 def test_what_is_no_adapter(run: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no adapter folder"):
         adapter_folder(str(tmp_path / "missing"))
+    (run.parent / "search").mkdir()
+    near = str(run.parent / "nosearch")
+    with pytest.raises(ModelError, match="--adapter with a finished run"):  # not the folder without an adapter
+        adapter_folder(near)
+    other = shutil.copytree(run, run.parent / "searched")
+    with pytest.raises(ModelError, match=f"try:     --client {re.escape(str(other))}$"):
+        adapter_folder(near, "--client")
     with pytest.raises(ModelError, match="is a model"):
         adapter_folder(str(base))
     with pytest.raises(ModelError, match="holds no adapter"):

@@ -5,7 +5,8 @@ Two kinds of files are read, CSV or JSONL, and may be mixed:
 * sheets, whose rows have an `entry` that the key maps back;
 * ratings with the names in plain sight: rater, item, left, right, choice (left, right, tie, both bad), `name_left` and
   `name_right` for a criterion, showing, comment, outputs. This is what `write_ratings` writes, and what ratings from
-  elsewhere can be brought into.
+  elsewhere can be brought into. A and B mean sides in sheets alone: here they may be the names of systems, and the one
+  called A may stand on the right.
 
 Files may overlap. The same rating twice counts once; two different ones of the same row are an error that names both
 places, since nobody can know which one is meant. All problems are reported at once.
@@ -21,16 +22,23 @@ from typing import Any, Literal, cast
 
 from chulengo.data.sources import read_records
 from chulengo.data.types import Record
+from chulengo.data.wording import counted
 from chulengo.errors import DataError
 from chulengo.evaluate.human.cells import same_text, unprotected
-from chulengo.evaluate.human.sheets import KEY_NAME, SHEETS_NAME, shown_texts, write_csv, write_jsonl
+from chulengo.evaluate.human.sheets import (
+    KEY_NAME,
+    SHEETS_NAME,
+    criterion_columns,
+    shown_texts,
+    write_csv,
+    write_jsonl,
+)
 from chulengo.evaluate.human.study import Entry, Study, read_key
 
 Choice = Literal["left", "right", "tie", "both bad"]
 SCALE = range(1, 6)
-_READ_AS: dict[str, Choice] = {
-    "a": "left", "left": "left", "b": "right", "right": "right", "tie": "tie", "both bad": "both bad",
-}
+_CHOICES: dict[str, Choice] = {"left": "left", "right": "right", "tie": "tie", "both bad": "both bad"}
+_SHEET_CHOICES: dict[str, Choice] = {**_CHOICES, "a": "left", "b": "right"}
 _PLAIN = ("rater", "item", "left", "right", "choice", "showing", "comment", "outputs")
 _SHEETS, _SPREADSHEETS = (".csv", ".tsv", ".jsonl"), (".xlsx", ".xls", ".ods", ".numbers")
 _MAX_PROBLEMS = 10
@@ -161,9 +169,12 @@ class _Reader:
         self._marks: dict[str, str] = {} if study is None else {study.mark: "the key"}
         self._problems: list[str] = []
         self._counts: Counter[str] = Counter()
+        self._columns: dict[tuple[str, bool], dict[str, None]] = {}  # (file, is a sheet) -> in order
 
     def read(self, record: Record) -> None:
         self._counts["rows"] += 1
+        place = record.source.rpartition(":")[0], "entry" in record.fields
+        self._columns.setdefault(place, {}).update(dict.fromkeys(record.fields))
         fields = {name: unprotected(value) if isinstance(value, str) and _is_csv(record) else value
                   for name, value in record.fields.items()}
         rating = self._of_sheet(fields, record.source) if "entry" in fields else self._plain(fields, record.source)
@@ -184,20 +195,38 @@ class _Reader:
         if len(self._marks) > 1:
             said = ", ".join(f"{mark} ({place})" for mark, place in self._marks.items())
             self._problems.insert(0, f"these rate different sets of answers: {said}")
+        self._problems[:0] = self._lacking_columns()
         if self._problems:
             more = len(self._problems) - _MAX_PROBLEMS
             lines = [*self._problems[:_MAX_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
-            raise DataError(f"The ratings cannot be used, {len(self._problems)} problems:\n    " + "\n    ".join(lines),
+            said = counted(len(self._problems), "problem")
+            raise DataError(f"The ratings cannot be used, {said}:\n    " + "\n    ".join(lines),
                             next_step="mend these rows, or leave the file out")
         if not self._found:
             # a rater has each row twice, in the CSV and in the JSONL
             number = self._counts["rows"] if self._study is None else len(self._study.entries)
-            raise DataError(f"None of the {number} rows holds a rating.",
-                            next_step="fill in choice (A, B, tie, both bad) or the criteria (1 to 5)")
+            choices = "left, right, tie, both bad" if self._study is None else "A, B, tie, both bad"
+            given = "The one row holds no rating." if number == 1 else f"None of the {number:,} rows holds a rating."
+            raise DataError(given, next_step=f"fill in choice ({choices}) or the criteria (1 to 5)")
         return Collected(
             tuple(self._found.values()), self._study, next(iter(self._marks), ""), self._counts["rows"],
             self._counts["blank"], self._counts["twice"], self._missing(),
         )
+
+    def _lacking_columns(self) -> list[str]:
+        """Returns in sentences which files lack a column that ratings stand in; without it they look unrated."""
+        found = []
+        for (file, is_sheet), columns in self._columns.items():
+            if is_sheet:
+                assert self._study is not None
+                wanted = ["choice"] if len(self._study.systems) > 1 else criterion_columns(self._study)
+                lacking = "" if any(name in columns for name in wanted) else " or ".join(wanted)
+            else:
+                rated = [name for name in columns if name == "choice" or name.endswith(("_left", "_right"))]
+                lacking = "" if rated else "choice, and none such as helpful_left"
+            if lacking:
+                found.append(f"{file} has no column {lacking}; its columns: {', '.join(map(str, columns))}")
+        return found
 
     def _missing(self) -> dict[str, int]:
         if self._study is None:
@@ -227,7 +256,7 @@ class _Reader:
             for column, system in sides:
                 if (score := self._score(fields.get(column), column, source)) is not None:
                     scores[criterion, system] = score
-        choice = self._choice(fields.get("choice"), source) if entry.right else None
+        choice = self._choice(fields.get("choice"), source, _SHEET_CHOICES) if entry.right else None
         return Rating(entry.rater, entry.item, entry.left, entry.right, choice, scores, entry.showing,
                       str(fields.get("comment") or ""), source)
 
@@ -254,16 +283,22 @@ class _Reader:
             system = {"left": left, "right": right}.get(side, "")
             if criterion and system and (score := self._score(fields[column], column, source)) is not None:
                 scores[criterion, system] = score
-        choice = self._choice(fields.get("choice"), source) if right else None
+        choice = self._choice(fields.get("choice"), source, _CHOICES)
+        if choice is not None and not right:
+            self._problems.append(f"{source}: it has a choice and no right, the other system of the two")
+            return None
         return Rating(rater, item, left, right, choice, scores, int(showing), str(fields.get("comment") or ""), source)
 
-    def _choice(self, value: Any, source: str) -> Choice | None:
+    def _choice(self, value: Any, source: str, choices: Mapping[str, Choice]) -> Choice | None:
         text = " ".join(str(value if value is not None else "").replace("_", " ").casefold().split())
         if not text:
             return None
-        if text not in _READ_AS:
-            self._problems.append(f"{source}: the choice is {value!r}; allowed: A, B, tie, both bad, or nothing")
-        return _READ_AS.get(text)
+        if text not in choices:
+            allowed = "A, B, tie, both bad, or nothing"
+            if choices is _CHOICES:
+                allowed = "left, right (the side of the chosen system), tie, both bad, or nothing"
+            self._problems.append(f"{source}: the choice is {value!r}; allowed: {allowed}")
+        return choices.get(text)
 
     def _score(self, value: Any, column: str, source: str) -> int | None:
         text = str(value if value is not None else "").strip()

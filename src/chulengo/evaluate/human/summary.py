@@ -71,18 +71,19 @@ def table(summary: Mapping[str, Any]) -> str:
 def _counts(summary: Mapping[str, Any]) -> Iterator[str]:
     counts = summary["counts"]
     ratings, items = counted(counts["ratings"], "rating"), counted(counts["items"], "item")
-    people = counted(len(summary["raters"]), "person", "people")
-    yield f"{ratings} of {items} by {people}, {counts['votes']} of them votes"
-    notes = {"missing": "rows not rated yet", "twice": "ratings given twice, counted once",
-             "equal_pairs_not_shown": "pairs with equal answers, not shown and not counted"}
-    yield from (f"  {counts[name]} {what}" for name, what in notes.items() if counts[name])
+    people = counted(sum(row["rated"] > 0 for row in summary["raters"].values()), "person", "people")
+    votes_said = "1 of them a vote" if counts["votes"] == 1 else f"{counts['votes']} of them votes"
+    yield f"{ratings} of {items} by {people}, {votes_said}"
+    notes = {"missing": ("row", "not rated yet"), "twice": ("rating", "given twice, counted once"),
+             "equal_pairs_not_shown": ("pair", "with equal answers, not shown and not counted")}
+    yield from (f"  {counted(counts[name], noun)} {what}" for name, (noun, what) in notes.items() if counts[name])
 
 
 def _win_rates(summary: Mapping[str, Any]) -> Iterator[str]:
     for rate in summary.get("win_rates", []):
         yield ""
         yield (f"{rate['system']} against {rate['against']}: {rate['wins']} won, {rate['losses']} lost, "
-               f"{rate['ties']} ties, {rate['both_bad']} both bad")
+               f"{counted(rate['ties'], 'tie')}, {rate['both_bad']} both bad")
         for name, label in (("ties_half", "win rate, ties as half"), ("ties_excluded", "win rate, ties left out")):
             yield f"  {label:<26}{_share(rate[name])}" + _over(rate[name]["n"])
         yield f"  {'so far':<26}{_verdict(rate)}"
@@ -172,7 +173,7 @@ def _bias(bias: Mapping[str, Any]) -> str:
     suspects = [rater for rater, row in bias["by_rater"].items()
                 if row["p_value"] is not None and row["p_value"] < 0.05 / len(bias["by_rater"])]
     named = f" ({', '.join(suspects)})" if suspects else ""
-    return f"{_share(bias)} of {bias['n']} votes, p = {bias['p_value']:.2g}: {verdict}{named}"
+    return f"{_share(bias)} of {counted(bias['n'], 'vote')}, p = {bias['p_value']:.2g}: {verdict}{named}"
 
 
 def _alpha(alpha: Mapping[str, Any]) -> str:
@@ -181,7 +182,7 @@ def _alpha(alpha: Mapping[str, Any]) -> str:
     interval = ""
     if alpha["interval_95"]:
         interval = f" [{alpha['interval_95'][0]:.2f}, {alpha['interval_95'][1]:.2f}]"
-    return (f"alpha {alpha['value']:.2f}{interval} over {alpha['num_units']} units; "
+    return (f"alpha {alpha['value']:.2f}{interval} over {counted(alpha['num_units'], 'unit')}; "
             f"{100 * alpha['equal_pairs']:.0f} % of pairs equal")
 
 

@@ -12,21 +12,26 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chulengo.evaluate.report import facts
+from chulengo.data.wording import counted
+from chulengo.evaluate.report import again, facts
 from chulengo.evaluate.report.inputs import Results, Run
 from chulengo.evaluate.report.page import subtitle, title
 from chulengo.evaluate.report.verdict import (
+    FOR_RATING,
+    WHY_FOR_RATING,
     Row,
     beyond_one_answer,
     claim,
     headline,
+    is_for_rating,
     rows_against,
     rows_against_one_answer,
     rows_of,
     sentence,
 )
-from chulengo.evaluate.report.wording import ABSENT, UNDEFINED, change, score, span, visible, whole
+from chulengo.evaluate.report.wording import ABSENT, UNDEFINED, change, score, span, visible
 
+AWAY_NOTE = "`PATH` stands for the folder in which that file or folder lies on your machine."
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 _AT_START = re.compile(r"^([-+#=]|\d+[.)](?=\s|$))")
@@ -40,9 +45,10 @@ def model_card(run: Run | None, evaluations: Sequence[Results], defaults: Mappin
         parts += _scores(results)
     if run is not None:
         parts += _training(run, defaults)
-    commands = facts.commands(run, evaluations)
+    commands = again.commands(run, evaluations)
     if commands:
-        parts += ["## Do it again", _fenced("\n".join(commands))]
+        away = [AWAY_NOTE] if any(again.AWAY in line for line in commands) else []
+        parts += ["## Do it again", *away, _fenced("\n".join(commands))]
     made = facts.versions(run or Run(evaluations[0].path), evaluations)
     if made:
         parts += ["## Versions", _table(("what", "version"), [(plain(name), code(value)) for name, value in made])]
@@ -84,11 +90,15 @@ def _front_matter(run: Run | None) -> str:
 
 def _result(evaluations: Sequence[Results]) -> list[str]:
     for results in evaluations:
+        if is_for_rating(results):
+            continue
         row = headline(results, rows_against(results) or rows_of(results))
         if row is not None:
             always = [plain(beyond_one_answer(each)) for each in rows_against_one_answer(results)
                       if each.name == row.name]
             return [" ".join([f"**{plain(claim(row))}**", plain(sentence(row)), *always])]
+    if evaluations:
+        return [f"**{FOR_RATING}** {WHY_FOR_RATING}"]
     return ["It has not been evaluated: no score was measured, before or after."]
 
 
@@ -101,8 +111,8 @@ def _scores(results: Results) -> list[str]:
     head += ["difference", "95 % interval", "shown"] if both else []
     lines = [[plain(row.label), *(_cell(row, side) for side in sides), *(_compared(row) if both else ())]
              for row in rows]
-    counted = next((f"{whole(row.num_items)} items" for row in rows if row.num_items), "")
-    note = f"{counted}; in brackets 95 % intervals." if counted else ""
+    over = next((row.num_items for row in rows if row.num_items), 0)
+    note = f"{counted(over, 'item')}; in brackets 95 % intervals." if over else ""
     definitions = "\n".join(
         f"- {plain(row.label)} ({code(row.version)}): {plain(row.definition)}" for row in rows if row.definition
     )

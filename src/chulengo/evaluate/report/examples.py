@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chulengo.evaluate.report.inputs import Json, Results
 from chulengo.evaluate.report.verdict import Row, inline, item_values, pairs
 from chulengo.evaluate.report.wording import change, score, visible
+from chulengo.evaluate.task_scores import main_side
 
 PER_GROUP = 6
 OPEN = 3  # of a group; the others unfold
@@ -41,9 +42,10 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One side's answer; `read` is what the task took from it, where that is not the whole."""
+    """One side's answer; `name` is what the page calls it, `read` what the task took from it where not the whole."""
 
     side: str
+    name: str
     text: Passage
     finish_reason: str
     value: str
@@ -78,7 +80,12 @@ class Group:
 
 
 def groups_of(results: Results, row: Row | None) -> list[Group]:
-    """Returns the examples to show, chosen by the headline row; without values of single items, the first ones."""
+    """Returns the examples to show, chosen by the headline row; without values of single items, the first ones.
+
+    A row against another evaluation shows both evaluations' answers, where the other's are still there.
+    """
+    if row is not None and row.names and results.other is not None:
+        results = _side_by_side(results, results.other)
     examples = {str(example.get("id")): example for example in results.examples}
     values = {} if row is None else {item: pair for item, pair in _values(results, row).items() if item in examples}
     if row is None or not values:
@@ -87,7 +94,7 @@ def groups_of(results: Results, row: Row | None) -> list[Group]:
         return [Group("Examples", why, first)] if first else []
     groups: list[Group] = []
     taken: set[str] = set()
-    for reason in _reasons(row, values, both=len(results.scores) > 1):
+    for reason in _reasons(row, values, both=len(results.scores) > 1, named=row.names):
         left = [item for item in values if item not in taken and reason.wanted(*values[item])]
         chosen = sorted(left, key=lambda item: (reason.key(*values[item]), _lot(item)))[:PER_GROUP]
         taken.update(chosen)
@@ -95,6 +102,18 @@ def groups_of(results: Results, row: Row | None) -> list[Group]:
             shown = tuple(_shown(examples[item], values[item], row) for item in chosen)
             groups.append(Group(reason.title, reason.why, shown))
     return groups
+
+
+def _side_by_side(results: Results, other: Results) -> Results:
+    """Returns the answers of two evaluations as base and tuned of one; of items that both have."""
+    mine, theirs = main_side(results.content), main_side(other.content)
+    answers = {str(example.get("id")): _answer(example, theirs) for example in other.examples}
+    merged = [
+        {**example, "answers": {"base": answers[str(example.get("id"))], "tuned": _answer(example, mine)}}
+        for example in results.examples if answers.get(str(example.get("id")))
+    ]
+    scores = {"base": other.scores[theirs], "tuned": results.scores[mine]}
+    return replace(results, sides=("base", "tuned"), scores=scores, examples=merged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +126,9 @@ class _Reason:
     wanted: Callable[[float, float], bool]
 
 
-def _reasons(row: Row, values: Mapping[str, tuple[float, float]], *, both: bool) -> list[_Reason]:
+def _reasons(
+    row: Row, values: Mapping[str, tuple[float, float]], *, both: bool, named: Mapping[str, str]
+) -> list[_Reason]:
     sign = -1.0 if row.higher_is_better is False else 1.0
     by, up, down = inline(row.label), "highest", "lowest"
     if sign < 0:
@@ -115,9 +136,10 @@ def _reasons(row: Row, values: Mapping[str, tuple[float, float]], *, both: bool)
     found = [sign * tuned for _, tuned in values.values()]
     low, high = min(found), max(found)
     compared = [
-        _Reason("Where it gained most", f"The largest improvements of {by} against the base.",
+        _Reason("Where it gained most", f"The largest improvements of {by} against {row.against}.",
                 lambda base, tuned: sign * (base - tuned), lambda base, tuned: sign * (tuned - base) > 0),
-        _Reason("Where the tuned model got worse", f"Where {by} fell back most against the base.",
+        _Reason("Where these answers are worse" if named else "Where the tuned model got worse",
+                f"Where {by} fell back most against {row.against}.",
                 lambda base, tuned: sign * (tuned - base), lambda base, tuned: sign * (tuned - base) < 0),
     ] if both else [
         _Reason("The best answers", f"The {up} {by}.", lambda _, tuned: -sign * tuned,
@@ -125,7 +147,8 @@ def _reasons(row: Row, values: Mapping[str, tuple[float, float]], *, both: bool)
     ]
     if low == high and not any(base != tuned for base, tuned in values.values()):
         return [_Reason("Examples", f"All items have the same {by}.", lambda _, tuned: 0.0, lambda _, tuned: True)]
-    weak = f"The {down} {by} of the tuned model among the rest." if both else f"The {down} {by}."
+    whose = "these answers" if named else "the tuned model"
+    weak = f"The {down} {by} of {whose} among the rest." if both else f"The {down} {by}."
     return [*compared, _Reason("The weakest answers", weak, lambda _, tuned: sign * tuned,
                                lambda _, tuned: sign * tuned < high)]
 
@@ -174,9 +197,11 @@ def _shown(example: Json, values: tuple[float, float] | None, row: Row | None) -
     one = sides if len(sides) == 1 else ["base", "tuned"]
     by_side = dict(zip(one, values, strict=False)) if values is not None else {}
     unit = row.unit if row is not None else "number"
+    names = row.names if row is not None and sides == ["base", "tuned"] else {}
     replies = tuple(
         Reply(
-            side, passage(_answer(example, side).get("text")), str(_answer(example, side).get("finish_reason") or ""),
+            side, names.get(side, side), passage(_answer(example, side).get("text")),
+            str(_answer(example, side).get("finish_reason") or ""),
             score(by_side[side], unit) if side in by_side else "", _reply_verdict(side, values, row),
             passage(_answer(example, side)["read"]) if "read" in _answer(example, side) else None,
         )

@@ -1,11 +1,10 @@
-"""The tables of a report that only need the run folder: ledger, cost, settings, versions, commands.
+"""The tables of a report that only need the run folder: ledger, cost, settings, versions.
 
 Every cell is text by now; what the run did not record says "not measured" and nothing is filled in from elsewhere.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -36,7 +35,6 @@ _LISTS = (
     ("rows over the limit", "long_rows"), ("rows whose end of turn was cut", "cut_ends"),
     ("rows without a token that carries loss", "unsupervised_rows"),
 )  # fmt: skip
-PINNED = ("chulengo", "torch", "transformers", "peft", "bitsandbytes")
 PRIVATE = frozenset({"out"})  # says where on somebody's disk, nothing about the run
 
 
@@ -187,27 +185,6 @@ def hashes(run: Run, evaluations: Sequence[Results]) -> Pairs:
     return found
 
 
-def commands(run: Run | None, evaluations: Sequence[Results]) -> list[str]:
-    """Returns what to type to get the same numbers again, in order."""
-    lines = []
-    made = dict(versions(run, [])) if run is not None else {}
-    pins = [f"{name}=={made[name]}" for name in PINNED if name in made]
-    if pins:
-        lines.append("pip install " + " ".join(pins))
-    if run is not None:
-        lines.append(f"chulengo train --config {shlex.quote(run.name + '/config.yaml')} --out runs/again")
-    return lines + _evaluation_commands(evaluations, run)
-
-
-def started_with(run: Run) -> str:
-    """Returns the command line that started the run, as its manifest has it (secrets masked), folders of that machine
-    left out; "" for none."""
-    said = run.manifest.get("command")
-    if not isinstance(said, list) or not said:
-        return ""
-    return shlex.join(["chulengo", *(data_name(word) for word in said[1:])])
-
-
 def data_name(source: object) -> str:
     """Returns a data source without the folders that only one machine has."""
     text = str(source or "")
@@ -243,19 +220,6 @@ def adapter_name(path: object) -> str:
     """Returns what a run is called whose adapter lies at the path."""
     place = PurePath(str(path))
     return place.parent.name if place.name == "adapter" and place.parent.name else place.name
-
-
-def _evaluation_commands(evaluations: Sequence[Results], run: Run | None) -> list[str]:
-    """Returns what every evaluation was started with, on the adapter that was made again."""
-    lines = []
-    for results in evaluations:
-        said = results.content.get("command")
-        if isinstance(said, list) and said:
-            words = [data_name(word) for word in said]
-            if run is not None and "--adapter" in words[:-1]:
-                words[words.index("--adapter") + 1] = "runs/again"
-            lines.append(shlex.join(words))
-    return lines
 
 
 def _steps(outcome: Json, last: Json, shape: Json) -> str:

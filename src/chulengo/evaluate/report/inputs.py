@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 from chulengo.errors import ChulengoError, DataError, yaml_fault
 from chulengo.evaluate.report.demo import as_results
 from chulengo.evaluate.results import RESULTS_FILE, RESULTS_FORMAT
+from chulengo.evaluate.task_scores import main_side
 from chulengo.train.metrics import MetricsFile
 from chulengo.train.run_folder import RunPaths
 
@@ -67,6 +68,7 @@ class Results:
         scores: side -> its scores.
         comparisons: tuned against base, one a metric.
         examples: question, references and each side's answer.
+        other: the evaluation that this one was compared with, where it is still as it was then.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class Results:
     scores: dict[str, list[Json]]
     comparisons: list[Json]
     examples: list[Json]
+    other: Results | None = None
 
     @property
     def task(self) -> str:
@@ -135,7 +138,32 @@ def read_results(path: Path) -> Results:
             f"{file} is not a results file: {fault}.", allowed=f"JSON of the form {RESULTS_FORMAT}",
             next_step="chulengo eval --adapter RUN --task TASK --data FILE --out DIR   (writes one)",
         )
-    return _results(file, content)
+    found = _results(file, content)
+    return replace(found, other=_compared_with(found))
+
+
+def _compared_with(results: Results) -> Results | None:
+    """Returns the evaluation that these results were compared with; None where it is gone, or holds other scores now.
+    """
+    said = results.content.get("compared_with")
+    if not isinstance(said, dict) or not isinstance(said.get("results"), str):
+        return None
+    named = Path(said["results"])
+    beside = results.path.parent.parent / (named.parent.name if named.name == RESULTS_FILE else named.name)
+    for place in (named, beside):
+        file = place / RESULTS_FILE if place.is_dir() else place
+        try:
+            content = _read_object(file)
+        except DataError:
+            continue
+        if not content or _fault(content):
+            continue
+        other = _results(file, content)
+        values = {score["name"]: score.get("value") for score in other.scores[main_side(content)]}
+        compared = [row for row in said.get("comparisons") or [] if isinstance(row, dict)]
+        if compared and all(values.get(row.get("name")) == row.get("base") for row in compared):
+            return other
+    return None
 
 
 def _results(file: Path, content: Json) -> Results:

@@ -16,14 +16,19 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from chulengo.evaluate.report import charts, examples, facts
+from chulengo.data.wording import counted
+from chulengo.evaluate.loss_metrics import LOSS_METRICS
+from chulengo.evaluate.report import again, charts, examples, facts
 from chulengo.evaluate.report.inputs import Json, Results, Run
 from chulengo.evaluate.report.verdict import (
+    FOR_RATING,
+    WHY_FOR_RATING,
     Row,
     beyond_one_answer,
     claim,
     headline,
     inline,
+    is_for_rating,
     p_value,
     rows_against,
     rows_against_one_answer,
@@ -64,7 +69,9 @@ def report_html(run: Run | None, evaluations: Sequence[Results], defaults: Mappi
 def context(run: Run | None, evaluations: Sequence[Results], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Returns everything that the template shows, as text, numbers in words, and pictures."""
     shown = [evaluation(results) for results in evaluations]
-    first = next((each["headline"] for each in shown if each["headline"] is not None), None)
+    headlines = [each["headline"] for each in shown if each["headline"] is not None]
+    # a score says more than that there is none
+    first = next((each for each in [*filter(lambda found: not found["command"], headlines), *headlines]), None)
     return {
         "title": title(run, evaluations), "subtitle": subtitle(run), "headline": first or _from_validation(run),
         "evaluations": shown, "run": None if run is None else _run_parts(run, evaluations, defaults),
@@ -73,8 +80,9 @@ def context(run: Run | None, evaluations: Sequence[Results], defaults: Mapping[s
         "lengths": _lengths(run, evaluations),
         "versions": facts.versions(run or Run(evaluations[0].path), evaluations),
         "hashes": facts.hashes(run or Run(evaluations[0].path), evaluations),
-        "commands": facts.commands(run, evaluations),
-        "started_with": facts.started_with(run) if run is not None else "",
+        "commands": again.commands(run, evaluations),
+        "away": any(again.AWAY in line for line in again.commands(run, evaluations)),
+        "started_with": again.started_with(run) if run is not None else "",
         "style": Markup(resources.files(__package__).joinpath("templates/report.css").read_text(encoding="utf-8")),
     }  # fmt: skip
 
@@ -102,7 +110,8 @@ def subtitle(run: Run | None) -> str:
     ]
     train = facts.ledgers_of(run).get("training")
     if train is not None:
-        parts.append(f"{whole(train.get('num_used_rows'))} conversations")
+        used = number(train.get("num_used_rows"))
+        parts.append(f"{ABSENT} conversations" if used is None else counted(int(used), "conversation"))
     started = str(run.manifest.get("started_utc") or "")[:16].replace("T", " ")
     parts += [f"{started} UTC"] if started else []
     return " · ".join(parts)
@@ -115,12 +124,17 @@ def evaluation(results: Results) -> dict[str, Any]:
     first = headline(results, rows if any(row.difference is not None for row in rows) else against or rows)
     data = results.content.get("data")
     source = data.get("source") if isinstance(data, dict) else data
+    for_rating = is_for_rating(results)
+    if for_rating:
+        first = None
     groups = examples.groups_of(results, first)
+    other_gone = first.against if first is not None and first.names and results.other is None else ""
     valued = any(reply.value for group in groups for item in group.shown for reply in item.replies)
     return {
         "task": results.task,
         "data": facts.data_name(source),
-        "headline": None if first is None else _headline(first, results.task, _always(results, first)),
+        "headline": _for_rating(results) if for_rating else None if first is None else _headline(
+            first, results.task, _always(results, first)),
         "sides": [(side, facts.side_said(results, side)) for side in results.sides],
         "description": str(results.content.get("description") or ""),
         "tables": _tables(rows, results.sides, first),
@@ -134,8 +148,18 @@ def evaluation(results: Results) -> dict[str, Any]:
         "definitions": [(row.label, row.version, row.definition) for row in rows],
         "settings": _pairs(results.content.get("settings")),
         "groups": groups,
+        "other_gone": other_gone,
         "num_examples": whole(len(results.examples)),
         "by": inline(first.label) if first is not None and valued else "",
+        "of_expected": first is not None and first.name in LOSS_METRICS,
+    }
+
+
+def _for_rating(results: Results) -> dict[str, Any]:
+    """Returns the headline of a task that no score decides."""
+    return {
+        "claim": FOR_RATING, "verdict": "unmeasured", "task": results.task, "label": "", "sentence": WHY_FOR_RATING,
+        "command": again.rate_command(results), "always": "", "lines": [], "axis": None,
     }
 
 
@@ -161,7 +185,7 @@ def _gaps(results: Results) -> list[str]:
     for key, what in GAPS.items():
         for side, ids in _object(results.content.get(key)).items():
             if isinstance(ids, list) and ids:
-                found.append(f"{side}: {whole(len(ids))} items {what} ({listed([str(each) for each in ids], 5)}).")
+                found.append(f"{side}: {counted(len(ids), 'item')} {what} ({listed([str(each) for each in ids], 5)}).")
     return found
 
 
@@ -193,17 +217,17 @@ def _cell(row: Row, side: str) -> dict[str, str]:
 
 
 def _tally(row: Row) -> str:
-    counted = row.better is not None and row.worse is not None and row.same is not None
+    tallied = row.better is not None and row.worse is not None and row.same is not None
     # F1 of a label is nothing that an item alone has: the sums differ although no item is better or worse
-    if not counted or row.difference is None or (row.difference and not row.better and not row.worse):
-        return f"{whole(row.num_items)} items" if row.num_items else ""
-    return f"{whole(row.better)} items better, {whole(row.worse)} worse, {whole(row.same)} the same"
+    if not tallied or row.difference is None or (row.difference and not row.better and not row.worse):
+        return counted(row.num_items, "item") if row.num_items else ""
+    return f"{counted(row.better or 0, 'item')} better, {whole(row.worse)} worse, {whole(row.same)} the same"
 
 
 def _headline(row: Row, task: str, always: str) -> dict[str, Any]:
     chart = charts.headline_chart(row)
     return {
-        "claim": claim(row), "verdict": row.verdict, "sentence": sentence(row), "always": always,
+        "claim": claim(row), "verdict": row.verdict, "sentence": sentence(row), "always": always, "command": "",
         "task": task,
         "label": row.label, "lines": [] if chart is None else [
             {"side": side, "name": row.names.get(side, side), "line": line,
@@ -224,7 +248,7 @@ def _from_validation(run: Run | None) -> dict[str, Any] | None:
         "claim": "Not evaluated yet.", "verdict": "unmeasured", "task": "", "label": "Perplexity",
         "sentence": f"Perplexity on the validation rows went from {digits(base)} to {digits(tuned)} in training. That "
         "says how well it learned what it was taught; whether it answers better, only an evaluation says.",
-        "always": "", "lines": [], "axis": None,
+        "always": "", "command": "", "lines": [], "axis": None,
     }
 
 
@@ -261,7 +285,7 @@ def _search(study: Json) -> dict[str, Any]:
     ranked = sorted(done, key=lambda each: (each[1], each[0]))
     params = list(dict.fromkeys(str(key) for _, _, trial in ranked for key in _object(trial.get("params"))))
     return {
-        "num": whole(len(trials)), "pruner": str(study.get("pruner") or ""), "num_done": whole(len(done)),
+        "num": counted(len(trials), "trial"), "pruner": str(study.get("pruner") or ""), "num_done": whole(len(done)),
         "chart": charts.study_chart([(number(trial.get("number")) or 0.0, value) for _, value, trial in done],
                                     lower_is_better=True, metric="validation loss") if done else None,
         "params": params,

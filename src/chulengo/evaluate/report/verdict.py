@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
+from chulengo.data.wording import counted
 from chulengo.evaluate.report.inputs import Json, Results
-from chulengo.evaluate.report.wording import THIN, change, digits, interval, metric_name, number, score, span, whole
+from chulengo.evaluate.report.wording import THIN, change, digits, interval, metric_name, number, score, span
 from chulengo.evaluate.results import RESULTS_FILE
 
 Verdict = Literal["better", "worse", "unclear", "neutral", "unmeasured"]
@@ -20,6 +21,8 @@ WORDS: dict[Verdict, str] = {
     "better": "better", "worse": "worse", "unclear": "not shown", "neutral": "no better or worse",
     "unmeasured": "not compared",
 }  # fmt: skip
+FOR_RATING = "Answers for rating; no score decides."
+WHY_FOR_RATING = "The questions have no one right answer to count against: people say which one they would rather have."
 # scores of older files say neither unit nor direction
 _KNOWN: dict[str, tuple[str, bool]] = {"perplexity": ("number", False), "exact_match": ("share", True)}
 
@@ -147,6 +150,11 @@ def headline(results: Results, rows: Sequence[Row]) -> Row | None:
         if row.name == named:
             return row
     return next((row for row in rows if row.difference is not None), rows[0] if rows else None)
+
+
+def is_for_rating(results: Results) -> bool:
+    """Returns whether the task says that none of its scores decides, as MT-bench's questions do."""
+    return "headline" in results.content and results.content["headline"] is None
 
 
 def sentence(row: Row) -> str:
@@ -283,8 +291,8 @@ def _count(value: Any) -> int | None:
 def _over(items: int | None, groups: int | None) -> str:
     if items is None:
         return ""
-    text = f", over {whole(items)} item{'s' if items != 1 else ''}"
-    return text if groups in (None, items) else f"{text} in {whole(groups)} groups"
+    text = f", over {counted(items, 'item')}"
+    return text if groups is None or groups == items else f"{text} in {counted(groups, 'group')}"
 
 
 def inline(label: str) -> str:

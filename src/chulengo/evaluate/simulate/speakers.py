@@ -71,7 +71,7 @@ def agent_and_client(session: Session, client: str) -> tuple[Voice, Voice]:
     if client == BASE:
         return agent, Voice(lambda: session.side("base"), session.renderer, None)
     assert session.engine == "reference", "a session opened with adds_adapter"
-    folder = adapter_folder(client)
+    folder = adapter_folder(client, "--client")
     record = load_base_record(folder)
     _check_base(session, record, folder)
     notes = []

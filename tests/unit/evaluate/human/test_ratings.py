@@ -12,7 +12,7 @@ from chulengo.errors import DataError
 from chulengo.evaluate.human.ratings import read_ratings, write_ratings
 from chulengo.evaluate.human.sheets import write_study
 from chulengo.evaluate.human.study import Item, Study, make_study
-from chulengo.evaluate.human.summary import summarise
+from chulengo.evaluate.human.summary import summarise, table
 from rating_kit import fill_in, items, save_csv, save_jsonl, sheet_rows, taste_for
 
 SYSTEMS = ("tuned", "base")
@@ -95,6 +95,33 @@ def test_other_column_orders_and_left_out_texts_do_no_harm(sheets: Path) -> None
     assert {(r.place, r.winner) for r in less.ratings} == {(r.place, r.winner) for r in whole.ratings}
 
 
+def test_a_sheet_that_lost_the_column_of_choices_is_not_taken_for_an_empty_one(sheets: Path) -> None:
+    fill_in(sheets / "anna.csv", tuned_always)
+    rows = [{"vote" if name == "choice" else name: cell for name, cell in row.items()}
+            for row in sheet_rows(sheets / "anna.csv")]
+    lost = save_csv(sheets / "lost.csv", rows)
+    with pytest.raises(DataError, match=r"lost\.csv has no column choice; its columns: row, .*, vote, helpful_A"):
+        read(lost)
+
+
+def test_people_who_have_not_rated_are_not_counted(sheets: Path) -> None:
+    fill_in(sheets / "anna.csv", tuned_always)
+    said = table(summarise(read(sheets), draws=200))
+    assert " by 1 person, " in said.splitlines()[0]
+    assert "\n  ben " in said
+
+
+def test_one_is_written_in_the_singular(tmp_path: Path) -> None:
+    plain = {"item": "1", "left": "a", "right": "b"}
+    rows = [{**plain, "rater": "x", "choice": "tie"}, {**plain, "rater": "y", "choice": "left"}]
+    said = table(summarise(read(save_jsonl(tmp_path / "x.jsonl", rows)), draws=200))
+    one = table(summarise(read(save_jsonl(tmp_path / "one.jsonl", rows[:1])), draws=200))
+    assert one.splitlines()[0] == "1 rating of 1 item by 1 person, 1 of them a vote"
+    for text in ("1 lost, 1 tie, 0 both bad" if "b against a" in said else "0 lost, 1 tie, 0 both bad",
+                 "of 1 vote, p", "over 1 unit;"):
+        assert text in said, said
+
+
 def test_odd_answers_come_back_too(tmp_path: Path) -> None:
     odd = ["a\rb", "a\r\nb\n\n", "\x00\x01", "a\u2028b\u2029c\x85d", '"";,\t',
            "=1+1\n=2", "", " ", "'", "\ufeffx", "\u202ex"]
@@ -171,6 +198,9 @@ def test_the_key_is_beside_the_sheets_or_named(sheets: Path, tmp_path: Path) -> 
 def test_files_without_any_rating(sheets: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="rows holds a rating"):
         read(sheets)
+    plain = {"rater": "x", "item": "1", "left": "a", "right": "b", "choice": ""}
+    with pytest.raises(DataError, match=r"^The one row holds no rating\.\n.*choice \(left, right, tie, both bad\)"):
+        read(save_jsonl(tmp_path / "one.jsonl", [plain]))
     with pytest.raises(DataError, match="There is no file"):
         read(tmp_path / "missing.csv")
     with pytest.raises(DataError, match="neither a row of a sheet"):
@@ -208,6 +238,11 @@ def test_exported_ratings_come_back_the_same(sheets: Path, tmp_path: Path, suffi
         ({"rater": "x", "item": "1", "left": "a", "right": "a", "choice": "left"}, "'a' is compared with itself"),
         ({"rater": "x", "item": "1", "left": "a", "right": "b", "choice": "a is better"}, "the choice is"),
         ({"rater": "x", "item": "1", "left": "a", "right": "b", "choice": "tie", "showing": 3}, "showing is '3'"),
+        ({"rater": "x", "item": "1", "left": "B", "right": "A", "choice": "A"}, "the choice is 'A'; allowed: left"),
+        ({"rater": "x", "item": "1", "left": "a", "right": "b", "choice": "b"}, "1 problem:\n.*the choice is 'b'"),
+        ({"rater": "x", "item": "1", "left": "a", "right": "b", "vote": "left"},
+         "has no column choice, and none such as helpful_left; its columns: rater, item, left, right, vote"),
+        ({"rater": "x", "item": "1", "left": "a", "helpful_left": 3, "choice": "left"}, "has a choice and no right"),
     ],
 )
 def test_ratings_from_elsewhere_that_cannot_be_used(tmp_path: Path, row: dict[str, Any], says: str) -> None:
