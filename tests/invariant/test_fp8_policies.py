@@ -176,19 +176,30 @@ def test_a_refused_adapter_changes_nothing(family_folder: Callable[[str], Path],
     assert_equal_tensors(before, outcome(model))
 
 
-def test_host_copies_are_made_ahead(family_folder: Callable[[str], Path]) -> None:
-    def lists(name: str) -> list[list[int]]:
-        # nobody asks for the gradient of what the first maps read, so theirs stay
-        return [[id(weight) for weight in getattr(group, name)] for group in model._groups[1:]]
+def test_copies_are_there_before_a_step(
+    family_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group at a time, and the weights wait in the host's memory, in copies that were made while kernels compiled."""
+    waiting: list[list[int]] = []
+    right = Fp8Group.leave_to_copies
 
+    def noted(self: Fp8Group) -> None:
+        waiting.append([id(weight) for weight in self.host_weights])
+        right(self)
+
+    monkeypatch.setattr(Fp8Group, "leave_to_copies", noted)
     model = model_of(family_folder("qwen 3"), weights="resident-fp8")
-    ahead = lists("host_weights")
-    assert all(ahead)
-    assert lists("weights") != ahead
-    first = outcome(model)
-    assert lists("weights") == ahead
-    assert not any(lists("host_weights"))
-    assert_equal_tensors(first, outcome(model_of(family_folder("qwen 3"), weights="resident-fp8")))
+    # nobody asks for the gradient of what the first maps read, so theirs stay
+    first, *others = model._groups
+    assert first.num_kept == 1
+    assert [group.num_kept for group in others] == [2] * len(others)
+    assert all(waiting)
+    assert [[id(weight) for weight in group.weights] for group in others] == waiting
+    assert not any(group.host_weights for group in others)
+    before = len(waiting)
+    outcome(model)
+    assert len(waiting) == before
+    assert (first.num_kept, first.host_weights == []) == (1, False)
 
 
 def test_weights_come_back_for_another_adapter(family_folder: Callable[[str], Path]) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,28 @@ class OwnMemory:
         """What a CUDA graph takes as its pool; None on a CPU."""
         return None if self._pool is None else self._pool.id
 
+    def made(self, make: Callable[[], Tensor]) -> Tensor:
+        """Returns a tensor that stays, made there.
+
+        While this memory grows, PyTorch does not give up what it keeps of all other; so where there is no room, that is
+        asked for, and the tensor made again.
+
+        Args:
+            make: allocates it.
+        """
+        if self._pool is None:
+            return make()
+        import torch
+
+        try:
+            with self.held():
+                return make()
+        except torch.OutOfMemoryError:
+            torch.cuda.synchronize(self._index)
+            torch.cuda.empty_cache()
+        with self.held():
+            return make()
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Puts there what this thread allocates on the device inside the block."""
@@ -95,5 +117,4 @@ class OwnMemory:
         """Returns a tensor that stays, moved there; one of another device as it is."""
         if self._pool is None or tensor.device.type != "cuda":
             return tensor
-        with self.held():
-            return tensor.clone()
+        return self.made(tensor.clone)

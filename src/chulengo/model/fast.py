@@ -41,7 +41,7 @@ from chulengo.model.dropout import step_seed
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.folder import read_config
 from chulengo.model.fp8_products import FP8_POLICIES, check_fp8
-from chulengo.model.linear_group import LoraForm, Matrices
+from chulengo.model.linear_group import LinearGroup, LoraForm, Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
 from chulengo.model.load import resolve_device, resolve_dtype
@@ -272,6 +272,10 @@ class FastModel:
         self._last_decoding = weakref.ref(decoding)
         return decoding
 
+    def join(self, group: LinearGroup) -> None:
+        """Puts the plain weights of a group into one matrix, of which they become parts."""
+        self._matrices.join(group)
+
     def unwritten_bytes(self) -> int:
         """Returns what its matrices will take of the device beside what is there, once all have been used."""
         return self._matrices.unwritten_bytes(self._groups)
@@ -326,16 +330,26 @@ class FastModel:
         if trainable:
             with beside(*meanwhile, lambda: self._matrices.prepare_fp8(self._groups)):
                 self.prepare()  # before the refresh, which launches kernels too
+            self._give_up_cache()
         self._forget_matrices()
+        if trainable:
+            self._matrices.fill_fp8(self._groups)
 
     def _forget_matrices(self) -> None:
         """Forgets what was made of weights and adapter for another form of the products, and graphs that read it."""
+        if self._graphs is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # a replay still runs in memory that goes now
         self._matrices.release(self._groups)
         self._graphs = None
         if self._uses_graphs and self._flat is not None:
             self._graphs = StepGraphs(self._flat, self._loss)
         self._refreshing = RepeatedWork(lambda: self._matrices.refresh(self._groups))
         self._refresh(True)
+
+    def _give_up_cache(self) -> None:
+        """Gives the device what PyTorch keeps, so that memory of its own may have it."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _take_form(self, form: LoraForm | None) -> None:
         self._step_memory = None  # its graphs compute the other form; before matrices are written, which take memory

@@ -24,7 +24,6 @@ Legend: T tokens, I in features, O out features of all maps of a group together,
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -181,7 +180,7 @@ class Fp8Matrices:
     ) -> None:
         """Holds nothing yet; the buffer grows to the largest copy at first use. Kept copies go to `lasting`."""
         self.resident, self.dtype, self.backend = resident, dtype, backend
-        self._held = nullcontext if lasting is None else lasting.held
+        self._lasting = OwnMemory(torch.device("cpu")) if lasting is None else lasting
         self._buffer: Tensor | None = None
 
     def rows(self, x_TK: Tensor, group: Fp8Group) -> Rows:
@@ -227,6 +226,13 @@ class Fp8Matrices:
         if group.backward_IW is not None:
             self._write_columns(group, group.backward_IW, transposed=True)
 
+    def fill(self, group: Fp8Group, *, transposed: bool) -> None:
+        """Writes the copies of a group that are kept: the one for y, and on demand the one for dx."""
+        for which in (False, True) if transposed else (False,):
+            self._copy(group, transposed=which)
+        if group.is_complete and group.scale_O1.is_cuda:
+            torch.cuda.empty_cache()  # what the weights have left is for the next copies
+
     def _rank_product(self, rows: Rows, copy_SK: Tensor, scale_S1: Tensor, factor_S: Tensor) -> Tensor:
         kernels = ops.implementation("fp8", rows.values, self.backend)
         low_TS: Tensor = kernels.rank_product(*rows, copy_SK, scale_S1, factor_S, self.dtype)
@@ -240,8 +246,7 @@ class Fp8Matrices:
         shape = (num_in, num_out + group.columns) if transposed else (num_out, num_in + group.columns)
         device = group.scale_O1.device
         if self.resident:
-            with self._held():
-                copy = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
+            copy = self._lasting.made(lambda: torch.empty(shape, dtype=torch.float8_e4m3fn, device=device))
         else:
             if self._buffer is None or self._buffer.numel() < shape[0] * shape[1]:
                 self._buffer = torch.empty(shape[0] * shape[1], dtype=torch.float8_e4m3fn, device=device)

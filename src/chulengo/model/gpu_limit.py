@@ -69,6 +69,8 @@ def give_back_memory() -> None:
     """
     import torch
 
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # a graph may still run in memory that goes now
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

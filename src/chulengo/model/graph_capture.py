@@ -6,8 +6,8 @@ is one of these: a cycle that holds another graph, or an event, is freed wheneve
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from chulengo.model.allocator import uncollected
 
 
-@contextmanager
+@contextlib.contextmanager
 def captured(
     graph: torch.cuda.CUDAGraph, *, pool: Any = None, stream: torch.cuda.Stream | None = None
 ) -> Iterator[None]:
@@ -30,11 +30,29 @@ def captured(
         OutOfMemoryError: no room for what the block launches. The capture's own end fails then too, and says less.
     """
     torch.cuda.synchronize()
+    pool = torch.cuda.graph_pool_handle() if pool is None and torch.cuda.is_available() else pool
+    around = torch.cuda.current_stream() if torch.cuda.is_available() else None
     with uncollected():
         try:
             with torch.cuda.graph(graph, pool=pool, stream=stream):
                 yield
-        except torch.AcceleratorError as error:
-            if isinstance(error.__context__, torch.OutOfMemoryError):
+        except BaseException as error:
+            if around is not None:
+                _end_capture(pool, around)
+            broken = isinstance(error, torch.AcceleratorError) and isinstance(error.__context__, torch.OutOfMemoryError)
+            if broken and error.__context__ is not None:
                 raise error.__context__ from None
             raise
+
+
+def _end_capture(pool: Any, around: torch.cuda.Stream) -> None:
+    """Does what PyTorch leaves undone where the end of a capture fails (2.11).
+
+    This thread would stay on the capture's stream, and its memory would count as being filled for ever: the next one of
+    its kind to be taken down would end the process.
+    """
+    torch.cuda.set_stream(around)
+    device = torch.cuda.current_device()
+    with contextlib.suppress(RuntimeError):  # it had ended
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)

@@ -216,7 +216,5 @@ def join_plain(model: FastModel) -> None:
     if model.describe()["adapter"] == "folded":
         return
     for group in model.weights.groups():
-        plain = [weight for weight in group.weights if isinstance(weight, torch.Tensor)]
-        if len(plain) == len(group.weights) > 1:
-            group.resident_OI = torch.cat(plain)
-            group.weights = list(torch.split(group.resident_OI, group.widths))
+        if len(group.weights) > 1 and all(isinstance(weight, torch.Tensor) for weight in group.weights):
+            model.join(group)

@@ -33,8 +33,7 @@ Legend: T tokens, I in features, O out features of all maps of a group together,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -156,7 +155,7 @@ class Matrices:
         if policy not in WEIGHT_POLICIES:
             raise ConfigError(f"The weights policy is {policy!r}.", allowed=", ".join(WEIGHT_POLICIES))
         self.policy, self.dtype, self.backend = policy, dtype, backend
-        self._held = nullcontext if lasting is None else lasting.held
+        self._lasting = OwnMemory(torch.device("cpu")) if lasting is None else lasting
         self.form: LoraForm | None = None
         self.fp8: Fp8Matrices | None = None
         if policy in FP8_POLICIES:
@@ -197,6 +196,22 @@ class Matrices:
                 group.resident_OI = self._written(group, None)
             return group.resident_OI
         return self._written(group, self._buffer_for(group))
+
+    def join(self, group: LinearGroup) -> None:
+        """Puts plain weights of a group into one matrix, of which they become parts."""
+        plain = [weight for weight in group.weights if isinstance(weight, Tensor)]
+        group.resident_OI = self._lasting.made(lambda: torch.cat(plain))
+        group.weights = list(torch.split(group.resident_OI, group.widths))
+
+    def fill_fp8(self, groups: Sequence[LinearGroup]) -> None:
+        """Writes the copies that `resident-fp8` keeps, a group at a time, each in the place of the weights before it.
+
+        In a first step they would stand beside activations, for whose memory they cannot wait: see `allocator.py`. The
+        first group's copy for dx is left out, since nobody asks for the gradient of what it reads.
+        """
+        if self.fp8 is not None and self.fp8.resident:
+            for index, group in enumerate(groups):
+                self.fp8.fill(self.fp8_of(group), transposed=index > 0)
 
     def unwritten_bytes(self, groups: Iterable[LinearGroup]) -> int:
         """Returns what these groups' matrices in the compute dtype will take beside what is there, once all are used.
@@ -282,8 +297,8 @@ class Matrices:
 
     def _written(self, group: LinearGroup, out_OI: Tensor | None, *, rescaled: bool = True) -> Tensor:
         if out_OI is None:
-            with self._held():
-                out_OI = torch.empty((sum(group.widths), group.in_features), dtype=self.dtype, device=_device(group))
+            shape, device = (sum(group.widths), group.in_features), _device(group)
+            out_OI = self._lasting.made(lambda: torch.empty(shape, dtype=self.dtype, device=device))
         parts = torch.split(out_OI, group.widths)
         for index, (part, weight) in enumerate(zip(parts, group.weights, strict=True)):
             copies = group.copies if self.folded else None

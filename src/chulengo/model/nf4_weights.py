@@ -85,9 +85,14 @@ class StoredTensors:
         Raises:
             ModelError: it is missing, of another shape, or not of floats.
         """
-        return self._kept(self._brought(name, shape, device))
+        read = self._checked(name, shape)
+        place = self._device if device is None else device
+        if self._lasting is None or place.type != "cuda":
+            return read.to(place)
+        return self._lasting.made(lambda: read.to(place))  # not twice on the device
 
-    def _brought(self, name: str, shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+    def _checked(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Returns a tensor in the compute dtype, in the host's memory."""
         stored = self._read(name)
         if tuple(stored.shape) != shape:
             raise ModelError(
@@ -96,7 +101,7 @@ class StoredTensors:
             )
         if not stored.is_floating_point() or stored.element_size() < 2:
             raise refuse(f"{name} is stored as {stored.dtype}.", allowed="float32, bfloat16, float16, or 4-bit nf4")
-        return stored.to(self._dtype).to(self._device if device is None else device)
+        return stored.to(self._dtype)
 
     def linear(self, name: str, shape: tuple[int, int]) -> nf4.NF4Weight | Tensor:
         """Returns the weight `name` [O, I] of a linear map: as the files have it in 4 bits, quantised now, or plain.
@@ -107,10 +112,9 @@ class StoredTensors:
         prefix = f"{name}."
         parts = [key for key in self._files if key.startswith(prefix)]
         if not parts:
-            weight = self._brought(name, shape)
             if not self._quantize:
-                return self._kept(weight)
-            quantized = nf4.quantize(weight, double_quant=self._double_quant)
+                return self.plain(name, shape)
+            quantized = nf4.quantize(self._checked(name, shape).to(self._device), double_quant=self._double_quant)
             self._finite[name] = quantized.is_finite()
             return quantized.placed(self._kept)
         tensors = {key.removeprefix(prefix): self._read(key).to(self._device) for key in parts}

@@ -149,6 +149,8 @@ class StepGraphs:
             around.wait_stream(self._stream)
 
     def _first(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
+        if self._stream is not None:
+            torch.cuda.empty_cache()  # the graphs' memory cannot take what PyTorch keeps of other
         with self.room():
             nll = self._run(inputs, embedded_TD, seed_1)
         return nll.clone()
@@ -180,9 +182,9 @@ class StepGraphs:
 
 
 def _forget_workspaces(on: Tensor) -> None:
-    """Gives back what cuBLAS holds, 32 MiB a stream and thread: the forward's is of no use to the backward's thread.
+    """Gives back what cuBLAS holds, 32 MiB a stream and thread: a graph is to have its own, in its memory.
 
-    Work that was queued comes before whatever takes the memory next. A captured graph keeps its own in its pool.
+    Work that was queued comes before whatever takes the memory next.
     """
     if on.is_cuda:
         torch._C._cuda_clearCublasWorkspaces()

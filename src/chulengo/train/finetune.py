@@ -216,6 +216,9 @@ def finetune(
         run, outcome = _train_or_leaner(run, resume=resume, display=display, message=say, observe=observe)
         rows = MetricsFile(paths.metrics).rows()
         base, tuned = _validation_losses(rows, outcome.kept_step)
+        # a finished run that is resumed takes no step, and an interrupted one began in another process
+        peaks = [int(row["peak_bytes"]) for row in rows if row.get("peak_bytes")]
+        outcome = dataclasses.replace(outcome, peak_bytes=max(outcome.peak_bytes, *peaks, 0))
         if ranks.first:
             _plot(paths, rows, config)
             write_json(paths.root / "result.json", {

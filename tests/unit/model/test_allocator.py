@@ -13,6 +13,7 @@ import torch
 
 from chulengo.cli.main import main
 from chulengo.model.allocator import GROWING, VARIABLES, OwnMemory, segments_grow
+from chulengo.model.linear_group import LinearGroup, Matrices
 
 MIB = 1 << 20
 
@@ -84,10 +85,36 @@ def test_what_goes_leaves_no_holes(device: str) -> None:
     assert held() - before <= 2 * MIB
 
 
-def test_the_collector_rests_while_memory_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def stood_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of a GPU that is not there."""
+    asked: list[str] = []
     monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "MemPool", lambda: SimpleNamespace(id=(3, 0)))
     monkeypatch.setattr(torch.cuda, "use_mem_pool", lambda pool, index: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda index: asked.append("waited"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.append("emptied" if gc.isenabled() else "inside"))
+    return asked
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_what_others_keep_is_asked_for_where_there_is_no_room(stood_in: list[str], failures: int) -> None:
+    tries = []
+
+    def make() -> torch.Tensor:
+        tries.append(gc.isenabled())
+        if len(tries) <= failures:
+            raise torch.OutOfMemoryError("no room")
+        return torch.ones(3)
+
+    lasting = OwnMemory(torch.device("cuda", 1))
+    with contextlib.nullcontext() if failures < 2 else pytest.raises(torch.OutOfMemoryError):
+        assert lasting.made(make).tolist() == [1, 1, 1]
+    assert tries == [False] * min(failures + 1, 2)
+    assert stood_in == (["waited", "emptied"] if failures else [])
+
+
+def test_the_collector_rests_while_memory_is_filled(stood_in: list[str]) -> None:
     lasting = OwnMemory(torch.device("cuda", 1))
     assert lasting.pool == (3, 0)
     assert gc.isenabled()
@@ -113,3 +140,23 @@ def test_another_memory_becomes_garbage_meanwhile() -> None:
         made = [[torch.ones(1, device=device)] for _ in range(20_000)]
     assert len(made) == 20_000
     assert gc.isenabled()
+
+
+@pytest.mark.gpu
+def test_joined_weights_leave_no_holes() -> None:
+    device, size = torch.device("cuda", 0), 2048
+    lasting = OwnMemory(device)
+    matrices = Matrices(policy="resident", dtype=torch.bfloat16, backend="auto", lasting=lasting)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    groups = [
+        LinearGroup(("q", "k", "v"), [lasting.keep(torch.full((size, size), n, dtype=torch.bfloat16, device=device))
+                                      for _ in range(3)], None, [None] * 3)
+        for n in range(8)
+    ]  # fmt: skip
+    for group in groups:
+        matrices.join(group)
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated() - before
+    assert held <= 2 * 3 * size * size * 2  # of eight such groups
+    assert [float(group.weights[2].float().mean()) for group in groups] == list(range(8))  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from chulengo.model.allocator import OwnMemory
 from chulengo.model.graph_capture import captured
 
 
@@ -68,9 +69,38 @@ def test_no_room_is_not_hidden_by_the_end(
     assert gc.isenabled()
 
 
+@pytest.mark.parametrize("had_ended", [False, True])
+def test_what_a_failed_end_leaves_is_mended(
+    given: list[Any], monkeypatch: pytest.MonkeyPatch, had_ended: bool
+) -> None:
+    done: list[Any] = []
+
+    def end(device: int, pool: Any) -> None:
+        if had_ended:
+            raise RuntimeError("not currently recording")
+        done.append(("ended", device, pool))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (7, 0))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "around")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_stream", done.append)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(
+        torch._C, "_cuda_releasePool", lambda *pool: done.append(("released", *pool)), raising=False
+    )
+    with captured("a graph"):  # type: ignore[arg-type]
+        pass
+    assert done == []
+    with pytest.raises(ValueError, match="inside"), captured("a graph"):  # type: ignore[arg-type]
+        raise ValueError("inside")
+    assert done == ["around"] + ([] if had_ended else [("ended", 2, (7, 0)), ("released", 2, (7, 0))])
+
+
 @pytest.mark.gpu
 def test_no_room_in_a_capture() -> None:
-    side = torch.cuda.Stream()
+    """Nor is the process the worse for it: the stream is the one before, and memory of its own can go."""
+    around, side = torch.cuda.current_stream(), torch.cuda.Stream()
 
     def work() -> None:
         side.wait_stream(torch.cuda.current_stream())
@@ -80,4 +110,10 @@ def test_no_room_in_a_capture() -> None:
 
     with pytest.raises(torch.OutOfMemoryError), captured(torch.cuda.CUDAGraph()):
         work()
-    assert float(torch.ones(3, device="cuda").sum()) == 3
+    assert torch.cuda.current_stream() == around
+    lasting = OwnMemory(torch.device("cuda"))
+    kept = lasting.keep(torch.ones(3, device="cuda"))
+    assert float(kept.sum()) == 3
+    del lasting, kept
+    gc.collect()
+    torch.cuda.empty_cache()
