@@ -90,5 +90,7 @@ def limit_cache(model: FastModel, trained_bytes: int | None) -> str | None:
     model.cache_tokens = tokens_within(room, model.shape.sizes, model.dtype)
     if model.cache_tokens >= CACHE_TOKENS:
         return None
+    if model.cache_tokens < PLACE_STEP:
+        return f"prompts are answered one at a time, {why}"
     said = f"at most {model.cache_tokens:,} tokens of prompts and answers are held at once, {why}"
     return f"{said}: long ones go fewer at a time than was asked for"

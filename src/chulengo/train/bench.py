@@ -28,7 +28,7 @@ from chulengo.kernels import ops
 from chulengo.model.llama_shape import REFERENCE
 from chulengo.model.plan import device_memory, needed_bytes, predict_memory, training_memory
 from chulengo.model.plan_fast import Policies
-from chulengo.model.plan_policies import Wanted
+from chulengo.model.plan_policies import SETTING, Wanted
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape
 from chulengo.model.plan_speed import DeviceRates
 from chulengo.train.engine import EngineChoice, choose_engine, load_model
@@ -131,7 +131,8 @@ def plan_bench(
         error.advise("a smaller --batch-size or --seq-tokens, or policies left to the plan")
         raise
     except ConfigError as error:
-        error.advise("--engines reference" if error.next_step == REFERENCE else "leave --weights away")
+        given = next((name for name, setting in SETTING.items() if setting in (error.next_step or "")), "weights")
+        error.advise("--engines reference" if error.next_step == REFERENCE else f"leave --{given} away")
         raise
     if wanted.activations != "auto":
         return choice, wanted.activations != "keep"

@@ -71,7 +71,8 @@ def test_engines_that_differ_are_not_timed() -> None:
     [
         (["--seq-tokens", "100000"], "--seq-tokens is 100000"), (["--steps", "0"], "--steps is 0"),
         (["--engines", "slow"], "--engines is 'slow'"), (["--rank", "0"], "--rank is 0"),
-        (["--dtype", "float16"], "--engines reference"),
+        (["--dtype", "float16"], "--engines reference"), (["--embeddings", "host"], "leave --embeddings away"),
+        (["--graphs", "always"], "leave --graphs away"),
     ],
 )  # fmt: skip
 def test_bad_input(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
