@@ -230,8 +230,6 @@ class Fp8Matrices:
         """Writes the copies of a group that are kept: the one for y, and on demand the one for dx."""
         for which in (False, True) if transposed else (False,):
             self._copy(group, transposed=which)
-        if group.is_complete and group.scale_O1.is_cuda:
-            torch.cuda.empty_cache()  # what the weights have left is for the next copies
 
     def _rank_product(self, rows: Rows, copy_SK: Tensor, scale_S1: Tensor, factor_S: Tensor) -> Tensor:
         kernels = ops.implementation("fp8", rows.values, self.backend)

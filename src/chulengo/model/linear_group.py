@@ -206,7 +206,7 @@ class Matrices:
     def fill_fp8(self, groups: Sequence[LinearGroup]) -> None:
         """Writes the copies that `resident-fp8` keeps, a group at a time, each in the place of the weights before it.
 
-        In a first step they would stand beside activations, for whose memory they cannot wait: see `allocator.py`. The
+        In a first step they would stand beside activations, whose memory they could not have: see `OwnMemory.made`. The
         first group's copy for dx is left out, since nobody asks for the gradient of what it reads.
         """
         if self.fp8 is not None and self.fp8.resident:
