@@ -78,6 +78,13 @@ def _not_folded(adapter: LoraSettings, maps: dict[str, tuple[int, int]]) -> str 
     return None
 
 
+def fp8_widths_not_covered(shape: ModelShape) -> str | None:
+    """Returns the widths for which there are no products in FP8 on a GPU, such as "hidden_size of 1000", or None."""
+    widths = {"hidden_size": shape.hidden, "query heads": shape.q_width, "key heads": shape.kv_width,
+              "intermediate_size": shape.intermediate}  # fmt: skip
+    return ", ".join(f"{name} of {size}" for name, size in widths.items() if size % limits.FP8_STEP) or None
+
+
 def fp8_rows_not_covered(shape: ModelShape) -> str | None:
     """Returns a sentence that says which rows are too long to be made in FP8 on a GPU, or None."""
     rows = {

@@ -476,7 +476,7 @@ def load_fast(
     loaded = load_llama_weights(
         folder, shape, quantize=quantizes(config, quantization), double_quant=double_quant, dtype=dtype, device=place,
         embeddings_on_host=embeddings == "host",
-        # those that the copies replace in the first backward leave their memory to everything
+        # those that the copies replace leave their memory to everything
         lasting=None if weights == "resident-fp8" else lasting,
     )
     return FastModel(

@@ -32,15 +32,15 @@ import torch
 from torch import Tensor
 
 from chulengo.errors import ConfigError
-from chulengo.kernels import ops
+from chulengo.kernels import limits, ops
 from chulengo.kernels.columns import num_columns
 from chulengo.kernels.reference import nf4
 from chulengo.kernels.reference.fp8 import AdapterCopies, ColumnTable
 from chulengo.model.allocator import OwnMemory
+from chulengo.model.covered import fp8_widths_not_covered
 from chulengo.model.plan_shapes import ModelShape
 
 FP8_POLICIES = ("stream-fp8", "resident-fp8")
-STEP = 16  # cuBLAS takes operands whose rows are multiples of 16 bytes, along both sides
 IN_16_BITS = "--set model.weights_policy=auto"
 
 
@@ -145,18 +145,15 @@ def check_fp8(shape: ModelShape, place: torch.device) -> None:
     """Raises `ConfigError` where a GPU has no products in e4m3, or not of this model's sizes. A CPU has them all."""
     if place.type != "cuda":
         return
-    if torch.cuda.get_device_capability(place) < (8, 9):
+    if torch.cuda.get_device_capability(place) < limits.FP8_CAPABILITY:
         raise ConfigError(
             f"{torch.cuda.get_device_name(place)} has no products in FP8.",
             allowed="GPUs of compute capability 8.9 and above", next_step=IN_16_BITS,
         )
-    sizes = {"hidden_size": shape.hidden, "query heads": shape.q_width, "key heads": shape.kv_width,
-             "intermediate_size": shape.intermediate}  # fmt: skip
-    odd = [f"{name} of {size}" for name, size in sizes.items() if size % STEP]
-    if odd:
+    if (odd := fp8_widths_not_covered(shape)) is not None:
         raise ConfigError(
-            f"The model has {', '.join(odd)} features, for which there are no products in FP8.",
-            allowed=f"multiples of {STEP}", next_step=IN_16_BITS,
+            f"The model has {odd} features, for which there are no products in FP8.",
+            allowed=f"multiples of {limits.FP8_STEP}", next_step=IN_16_BITS,
         )
 
 

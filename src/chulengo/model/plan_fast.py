@@ -113,7 +113,8 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
         "kept by the layers": sum(_kept(shape, each, size, settings.dora) for each in policies.activations) * tokens,
     }
     if policies.weights == "resident-fp8":
-        # they wait in the host's memory, but not before the first backward, whose copies (half of all) take their place
+        # they wait in the host's memory, counted as if half of the copies came in the first backward; all are written
+        # before it, so weights that are not quantised are counted too high
         name = next(name for name in parts if "weights" in name)
         beyond = parts.pop(name) - parts["matrices"] // 2
         parts |= {name: beyond} if beyond > 0 else {}

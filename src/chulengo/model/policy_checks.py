@@ -6,13 +6,11 @@ No torch: `plan --device-memory` asks of a device that is not there.
 from __future__ import annotations
 
 from chulengo.errors import ConfigError
-from chulengo.model.covered import fp8_rows_not_covered
+from chulengo.kernels import limits
+from chulengo.model.covered import fp8_rows_not_covered, fp8_widths_not_covered
 from chulengo.model.plan import DeviceMemory
 from chulengo.model.plan_policies import SETTING, Wanted
 from chulengo.model.plan_shapes import ModelShape
-
-FP8_STEP = 16  # cuBLAS takes operands whose rows are multiples of 16 bytes, along both sides
-FP8_CAPABILITY = (8, 9)
 
 
 def check_policies(wanted: Wanted, shape: ModelShape, device: DeviceMemory) -> None:
@@ -41,24 +39,21 @@ def _check_fp8(weights: str, shape: ModelShape, device: DeviceMemory) -> None:
     """A CPU has products of all sizes, in plain PyTorch."""
     if device.kind != "cuda":
         return
-    if device.capability is not None and device.capability < FP8_CAPABILITY:
-        least, own = (".".join(map(str, each)) for each in (FP8_CAPABILITY, device.capability))
+    if device.capability is not None and device.capability < limits.FP8_CAPABILITY:
+        least, own = (".".join(map(str, each)) for each in (limits.FP8_CAPABILITY, device.capability))
         raise ConfigError(
             f"{SETTING['weights']} is {weights}, and {device.name} has no products in FP8 (compute capability {own}).",
             allowed=f"GPUs of compute capability {least} and above", next_step=_leave("weights"),
         )
-    sizes = {"hidden_size": shape.hidden, "query heads": shape.q_width, "key heads": shape.kv_width,
-             "intermediate_size": shape.intermediate}  # fmt: skip
-    odd = [f"{name} of {size}" for name, size in sizes.items() if size % FP8_STEP]
     if (long := fp8_rows_not_covered(shape)) is not None:
         raise ConfigError(
             f"{SETTING['weights']} is {weights}, which does not take this model. {long}", next_step=_leave("weights")
         )
-    if odd:
+    if (odd := fp8_widths_not_covered(shape)) is not None:
         raise ConfigError(
-            f"{SETTING['weights']} is {weights}, and the model has {', '.join(odd)} features, for which there are no "
-            "products in FP8.",
-            allowed=f"multiples of {FP8_STEP}", next_step=_leave("weights"),
+            f"{SETTING['weights']} is {weights}, and the model has {odd} features, for which there are no products in "
+            "FP8.",
+            allowed=f"multiples of {limits.FP8_STEP}", next_step=_leave("weights"),
         )
 
 

@@ -218,7 +218,7 @@ def finetune(
         base, tuned = _validation_losses(rows, outcome.kept_step)
         # a finished run that is resumed takes no step, and an interrupted one began in another process
         peaks = [int(row["peak_bytes"]) for row in rows if row.get("peak_bytes")]
-        outcome = dataclasses.replace(outcome, peak_bytes=max(outcome.peak_bytes, *peaks, 0))
+        outcome = dataclasses.replace(outcome, peak_bytes=max([outcome.peak_bytes, *peaks]))
         if ranks.first:
             _plot(paths, rows, config)
             write_json(paths.root / "result.json", {

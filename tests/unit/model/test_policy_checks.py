@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from chulengo.cli.main import main
 from chulengo.errors import ConfigError
+from chulengo.model.fp8_products import check_fp8
 from chulengo.model.plan import DeviceMemory
 from chulengo.model.plan_policies import Wanted
 from chulengo.model.plan_shapes import read_shape
@@ -57,11 +60,20 @@ def test_what_can_be_had_is_let_through(wanted: Wanted, device: DeviceMemory, ch
     asked(wanted, device, **changes)
 
 
-def test_fp8_by_the_same_rule_as_the_engines_own_check() -> None:
-    from chulengo.model import fp8_products
-    from chulengo.model.policy_checks import FP8_STEP
-
-    assert FP8_STEP == fp8_products.STEP
+@pytest.mark.parametrize(("capability", "changes", "said"), [
+    ((8, 6), {}, "no products in FP8"), ((9, 0), ODD, "intermediate_size of 500 features"), ((8, 9), {}, None),
+])  # fmt: skip
+def test_fp8_by_the_same_rule_as_the_engines_own_check(
+    capability: tuple[int, int], changes: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "Some GPU")
+    shape = read_shape(CONFIG | changes)
+    assert shape is not None
+    planned = DeviceMemory("Some GPU", "cuda", GIB, GIB, capability=capability)
+    for check in (lambda: check_fp8(shape, torch.device("cuda")), lambda: asked(Wanted("fp8"), planned, **changes)):
+        with nullcontext() if said is None else pytest.raises(ConfigError, match=said):
+            check()
 
 
 @pytest.mark.parametrize(("settings", "changes", "key"), [

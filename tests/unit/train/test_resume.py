@@ -113,3 +113,16 @@ def test_advice(given: str, expected: str) -> None:
     error = DoesNotFitError("No room.", next_step=given)
     advise_resumed(error, "my run")
     assert error.next_step == expected
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_peak(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = tmp_path / "run" / "result.json"
+    memory(monkeypatch, PLENTY)
+    assert main(words) == 0
+    before = json.loads(result.read_text())["peak_bytes"]
+    monkeypatch.setattr("chulengo.train.trainer.peak_bytes", lambda device: 1)  # no step is taken again
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert before > 1
+    assert json.loads(result.read_text())["peak_bytes"] >= before // 2
