@@ -15,7 +15,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,12 @@ class RandomTensors:
         if not self.quantize:
             return self.lasting.keep(weight)
         return nf4.quantize(weight, double_quant=True).placed(self.lasting.keep)
+
+    def linears(
+        self, names: Sequence[str], shapes: Sequence[tuple[int, int]]
+    ) -> tuple[list[nf4.NF4Weight | Tensor], None]:
+        """Returns the weights of maps with one input, each for itself."""
+        return [self.linear(name, shape) for name, shape in zip(names, shapes, strict=True)], None
 
 
 def random_model(shape: LlamaShape, device: torch.device, *, weights: str, activations: tuple[str, ...],

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 import tiny_models
 from chulengo.config import load_config
 from chulengo.errors import ConfigError, TrainingError
-from chulengo.model import factor_gradients
+from chulengo.model import factor_gradients, llama
 from chulengo.model.fast import load_fast
 from chulengo.model.linear_group import LinearGroup
 from chulengo.model.load import load_base
@@ -127,13 +127,13 @@ def test_dora_is_trained_by_the_fast_engine(tiny: Path, tiny_data: Path, tmp_pat
 
 
 def test_a_wrong_engine_is_seen(tiny: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = factor_gradients._factor_gradients
+    right = factor_gradients._add_product
 
-    def wrong(*arguments: Any) -> Any:
-        return [[gradient * 1.01 for gradient in kind] for kind in right(*arguments)]
+    def wrong(factors: Any, left: Any, product: Any, scale: float) -> None:
+        right(factors, left, product, 1.01 * scale)
 
     reference = ran(tiny, tiny_data, tmp_path / "reference", "reference", "training.max_grad_norm=0")
-    monkeypatch.setattr(factor_gradients, "_factor_gradients", wrong)
+    monkeypatch.setattr(factor_gradients, "_add_product", wrong)
     fast = ran(tiny, tiny_data, tmp_path / "fast", "fast", "training.max_grad_norm=0")
     norms = [
         [row["grad_norm"] for row in MetricsFile(run.paths.metrics).rows() if row["kind"] == "train"]
@@ -235,14 +235,14 @@ def test_products_in_fp8_train_alike(tmp_path: Path) -> None:
 
 
 def test_a_factor_that_no_gradient_reaches_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = factor_gradients._factor_gradients
+    right = llama.add_factor_gradients
 
-    def wrong(*arguments: Any) -> Any:
+    def wrong(*arguments: Any) -> None:
         (group,) = (each for each in arguments if isinstance(each, LinearGroup))
-        zero = 0.0 if "layers.1.mlp.down_proj" in group.names[0] else 1.0
-        return [[gradient * zero for gradient in kind] for kind in right(*arguments)]
+        if "layers.1.mlp.down_proj" not in group.names[0]:
+            right(*arguments)
 
-    monkeypatch.setattr(factor_gradients, "_factor_gradients", wrong)
+    monkeypatch.setattr(llama, "add_factor_gradients", wrong)
     model = make_model(make_llama(tmp_path / "llama"), engine="fast")
     with pytest.raises(TrainingError, match=r"2 trainable tensor.*layers\.1\.mlp\.down_proj"):
         train(model, tmp_path / "run", ROWS)

@@ -178,13 +178,14 @@ def test_filled_up_to_few_sizes(family_folder: Any) -> None:
 def test_one_flat_tensor_is_all_factors(family_folder: Any) -> None:
     model = model_of(family_folder("qwen 2"))
     (flat,) = model.trainable_parameters()
-    named = model.named_parameters()
+    named, order = model.named_parameters(), model.trainable_names()
+    assert sorted(order) == sorted(named)
     for owners in ([flat], list(named.values())):
         model.nll(BATCH)[0].backward()
         once = flat.grad.clone()
         model.nll(BATCH)[0].backward()
         assert torch.equal(flat.grad, 2 * once)
-        assert torch.equal(flat.grad, torch.cat([p.grad.flatten() for p in named.values()]))
+        assert torch.equal(flat.grad, torch.cat([named[name].grad.flatten() for name in order]))
         for owner in owners:
             owner.grad = None
     with torch.no_grad():

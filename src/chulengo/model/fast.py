@@ -41,7 +41,7 @@ from chulengo.model.dropout import step_seed
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.folder import read_config
 from chulengo.model.fp8_products import FP8_POLICIES, check_fp8
-from chulengo.model.linear_group import LinearGroup, LoraForm, Matrices
+from chulengo.model.linear_group import LoraForm, Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
 from chulengo.model.load import resolve_device, resolve_dtype
@@ -180,6 +180,11 @@ class FastModel:
         """
         return [] if self._flat is None else [self._flat.parameter]
 
+    def trainable_names(self) -> list[str]:
+        """Returns PEFT's names of the tensors that the trainable one consists of, in its order."""
+        names = {id(value): name for name, value in self.named_parameters().items()}
+        return [names[id(factor)] for factor in self._trained_factors()]
+
     def prepare(self) -> int:
         """Compiles the kernels of a training step, side by side, and changes nothing else; returns how many.
 
@@ -272,10 +277,6 @@ class FastModel:
         self._last_decoding = weakref.ref(decoding)
         return decoding
 
-    def join(self, group: LinearGroup) -> None:
-        """Puts the plain weights of a group into one matrix, of which they become parts."""
-        self._matrices.join(group)
-
     def unwritten_bytes(self) -> int:
         """Returns what its matrices will take of the device beside what is there, once all have been used."""
         return self._matrices.unwritten_bytes(self._groups)
@@ -323,7 +324,7 @@ class FastModel:
     def _adapted(self, settings: LoraSettings, form: LoraForm, *meanwhile: Callable[[], None]) -> None:
         """Takes the factors that the groups have now; `meanwhile` runs while kernels are compiled."""
         self.lora = settings
-        trainable = [value for value in self.named_parameters().values() if value.requires_grad]
+        trainable = [each for group in self._groups for each in group.parameters() if each.requires_grad]
         self._flat = FlatFactors(trainable) if trainable else None
         self._matrices.form = form
         self._step_memory = None

@@ -142,7 +142,6 @@ def load_to_answer(
         )
         if adapter is not None:
             model.load_adapter(adapter, form="auto" if is_quantized and place.type == "cuda" else "separate")
-        join_plain(model)
     except torch.OutOfMemoryError as error:
         raise DoesNotFitError(
             f"The weights of {name} do not fit on {place}.", next_step="--quantization nf4, or a smaller model"
@@ -206,15 +205,3 @@ def weights_policy(shape: LlamaShape, quantization: str, dtype: torch.dtype, fre
     others = sizes.num_parameters - linear
     needed = linear * (NF4_BYTES + dtype.itemsize) + others * dtype.itemsize + cache_bytes(sizes, dtype, CACHE_TOKENS)
     return "resident" if needed <= free_bytes else "stream"
-
-
-def join_plain(model: FastModel) -> None:
-    """Puts the weights of maps that share an input into one matrix, where none is quantised; they become its parts.
-
-    Not where the adapter is folded, since the resident matrix of a group is then another than its weights.
-    """
-    if model.describe()["adapter"] == "folded":
-        return
-    for group in model.weights.groups():
-        if len(group.weights) > 1 and all(isinstance(weight, torch.Tensor) for weight in group.weights):
-            model.join(group)

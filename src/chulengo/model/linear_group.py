@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,10 @@ from chulengo.model.allocator import OwnMemory
 from chulengo.model.dora import Rescaling, empty_rescaling, row_norms
 from chulengo.model.dropout import MaskSeed
 from chulengo.model.fp8_products import FP8_POLICIES, Fp8Adapter, Fp8Group, Fp8Matrices, Rows, column_table, fp8_group
+from chulengo.model.graph_capture import in_lanes
 
 WEIGHT_POLICIES = ("stream", "resident", *FP8_POLICIES)
+FP8_LANES = 4  # groups whose adapters are copied at once: each kernel uses few of a GPU's processors
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +91,7 @@ class LinearGroup:
         copies: of the factors; None before the first `Matrices.refresh`.
         fp8: the group in e4m3, where the policy multiplies in it.
         host_weights: copies of the weights in the host's memory, made before they are wanted there, or none.
+        joined_OI: the matrix whose rows the weights are, where none is quantised.
     """
 
     names: tuple[str, ...]
@@ -98,6 +102,7 @@ class LinearGroup:
     copies: FactorCopies | None = None
     fp8: Fp8Group | None = None
     host_weights: list[NF4Weight | Tensor] = field(default_factory=list)
+    joined_OI: Tensor | None = None
 
     @property
     def widths(self) -> list[int]:
@@ -121,8 +126,10 @@ class LinearGroup:
         return any(pair is not None and pair.magnitude_O is not None for pair in self.factors)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Returns A, B and perhaps the magnitude of every adapted map, in order."""
-        return [factor for pair in self.factors if pair is not None for factor in pair.parameters()]
+        """Returns the A of all adapted maps, then their B, then their magnitudes: so all A can be one matrix."""
+        pairs = [pair for pair in self.factors if pair is not None]
+        magnitudes = [pair.magnitude_O for pair in pairs if pair.magnitude_O is not None]
+        return [*[pair.a_RI for pair in pairs], *[pair.b_OR for pair in pairs], *magnitudes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +204,6 @@ class Matrices:
             return group.resident_OI
         return self._written(group, self._buffer_for(group))
 
-    def join(self, group: LinearGroup) -> None:
-        """Puts plain weights of a group into one matrix, of which they become parts."""
-        plain = [weight for weight in group.weights if isinstance(weight, Tensor)]
-        group.resident_OI = self._lasting.made(lambda: torch.cat(plain))
-        group.weights = list(torch.split(group.resident_OI, group.widths))
-
     def fill_fp8(self, groups: Sequence[LinearGroup]) -> None:
         """Writes the copies that `resident-fp8` keeps, a group at a time, each in the place of the weights before it.
 
@@ -237,9 +238,9 @@ class Matrices:
             copies += [place for pair in places for place in pair if place is not None]
             factors += [x.detach() for pair in group.factors if pair is not None for x in (pair.a_RI, pair.b_OR)]
         torch._foreach_copy_(copies, factors)
+        if self.fp8 is not None:
+            in_lanes([partial(self._refresh_fp8, self.fp8, group) for group in groups], FP8_LANES)
         for group in groups:
-            if self.fp8 is not None:
-                self._refresh_fp8(self.fp8, group)
             if group.rescaled:
                 self._rescale(group)
             if self.folded and group.resident_OI is not None:
@@ -281,9 +282,11 @@ class Matrices:
                 rescaling.refresh(pair.magnitude_O.detach(), norm_O, b_OR)
 
     def _as_it_is(self, group: LinearGroup) -> Tensor | None:
-        """Returns the weight of a group that is its matrix by itself, else None."""
+        """Returns what is a group's matrix without being written: weights that are not quantised; else None."""
+        if self._folds(group):
+            return None
         only = group.weights[0] if len(group.weights) == 1 else None
-        return only if isinstance(only, Tensor) and not self._folds(group) else None
+        return only if isinstance(only, Tensor) else group.joined_OI
 
     def _folds(self, group: LinearGroup) -> bool:
         return self.folded and any(pair is not None for pair in group.factors)

@@ -125,7 +125,7 @@ def _group(stored: StoredTensors, shape: LlamaShape, names: tuple[str, ...]) -> 
     sizes = shape.sizes
     short = [name.rsplit(".", 1)[-1] for name in names]
     in_out = [sizes.linear(name) for name in short]
-    weights = [stored.linear(f"{name}.weight", (outs, ins)) for name, (ins, outs) in zip(names, in_out, strict=True)]
+    weights, joined_OI = stored.linears([f"{name}.weight" for name in names], [(outs, ins) for ins, outs in in_out])
     if short[0] in ("gate_proj", "down_proj"):
         biased = sizes.mlp_bias
     else:
@@ -135,4 +135,4 @@ def _group(stored: StoredTensors, shape: LlamaShape, names: tuple[str, ...]) -> 
         bias_O = torch.cat(
             [stored.plain(f"{name}.bias", (outs,)) for name, (_, outs) in zip(names, in_out, strict=True)]
         )
-    return LinearGroup(names, weights, bias_O, [None] * len(names))
+    return LinearGroup(names, weights, bias_O, [None] * len(names), joined_OI=joined_OI)

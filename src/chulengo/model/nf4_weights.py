@@ -14,6 +14,7 @@ each, and the host looks once, at the end.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -126,6 +127,27 @@ class StoredTensors:
             raise ModelError(f"{name} in {self._folder} is {stored.shape}; the config says {shape}.")
         self._finite[name] = stored.is_finite()
         return stored.placed(self._kept)
+
+    def linears(
+        self, names: Sequence[str], shapes: Sequence[tuple[int, int]]
+    ) -> tuple[list[nf4.NF4Weight | Tensor], Tensor | None]:
+        """Returns the weights of maps with one input, as `linear` does, and the matrix whose rows they are.
+
+        It is there where none is quantised, and saves a matrix of their product beside them. Not without memory of
+        their own: they are to go one by one.
+        """
+        is_plain = not self._quantize and not any(self._is_quantized(name) for name in names)
+        if self._lasting is None or len(names) == 1 or not is_plain:
+            return [self.linear(name, shape) for name, shape in zip(names, shapes, strict=True)], None
+        whole = sum(rows for rows, _ in shapes), shapes[0][1]
+        joined_OI = self._lasting.made(lambda: torch.empty(whole, dtype=self._dtype, device=self._device))
+        parts = torch.split(joined_OI, [rows for rows, _ in shapes])
+        for name, shape, part in zip(names, shapes, parts, strict=True):
+            part.copy_(self._checked(name, shape))
+        return list(parts), joined_OI
+
+    def _is_quantized(self, name: str) -> bool:
+        return any(key.startswith(f"{name}.") for key in self._files)
 
     def skip(self, name: str) -> None:
         """Counts a tensor as used that stands for another one: the head of a model whose head is tied."""

@@ -113,11 +113,8 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
         "kept by the layers": sum(_kept(shape, each, size, settings.dora) for each in policies.activations) * tokens,
     }
     if policies.weights == "resident-fp8":
-        # they wait in the host's memory, counted as if half of the copies came in the first backward; all are written
-        # before it, so weights that are not quantised are counted too high
-        name = next(name for name in parts if "weights" in name)
-        beyond = parts.pop(name) - parts["matrices"] // 2
-        parts |= {name: beyond} if beyond > 0 else {}
+        # the weights wait in the host's memory, whose copies took their place one after the other before any step
+        del parts["quantised weights" if settings.quantization == "nf4" else "weights"]
     backward = tokens * _backward(shape, policies.activations, size, settings, fp8=policies.fp8)
     moments = {
         "layers": {**parts, "one layer's backward": backward},
@@ -151,6 +148,8 @@ def _held(shape: ModelShape, column_bytes: int, used: int) -> int:
 
 
 def _matrices(shape: ModelShape, settings: TrainingMemory, policies: Policies, size: int) -> int:
+    if settings.quantization == "none" and settings.dropout and not policies.fp8:
+        return 0  # the adapter is not folded in: they are the weights
     if policies.weights == "resident":
         return size * shape.num_layers * shape.layer_linear_weights
     if not policies.fp8:

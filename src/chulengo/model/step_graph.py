@@ -36,7 +36,7 @@ from chulengo.model.allocator import OwnMemory
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.graph_capture import captured
 from chulengo.model.packed_inputs import PackedInputs
-from chulengo.model.step_sizes import TOKEN_STEP, filled_up
+from chulengo.model.step_sizes import LEAST_STEP, filled_up, size_step
 
 SEQUENCE_STEP = 32
 
@@ -90,6 +90,7 @@ class StepGraphs:
         self._stream = torch.cuda.Stream(flat.parameter.device) if flat.parameter.is_cuda else None  # type: ignore[no-untyped-call]
         self._seen: set[Key] = set()
         self._captured: dict[Key, _Captured] = {}
+        self._embedded: dict[int, Tensor] = {}
         self._gradient: Tensor | None = None
         self._memory = OwnMemory(flat.parameter.device)
         self.serial = 0
@@ -172,7 +173,9 @@ class StepGraphs:
 
     def _capture(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> _Captured:
         inputs = inputs.clone()
-        embedded_TD = None if embedded_TD is None else embedded_TD.clone()
+        if embedded_TD is not None:  # one place for all graphs of as many tokens: 64 MiB for 8,192 of Llama 2 7B
+            place_TD = self._embedded.setdefault(len(embedded_TD), torch.empty_like(embedded_TD))
+            embedded_TD = place_TD.copy_(embedded_TD)
         seed_1 = None if seed_1 is None else seed_1.clone()
         graph = torch.cuda.CUDAGraph()
         _forget_workspaces(self._flat.parameter)
@@ -200,11 +203,12 @@ def filled(inputs: PackedInputs, most: int) -> PackedInputs:
         most: tokens of the longest sequence that the model takes.
     """
     tokens, sequences = len(inputs.ids_T), len(inputs.cu_seqlens) - 1
-    targets = min(filled_up(len(inputs.target_N)), tokens)
-    if tokens % TOKEN_STEP == 0 and tokens == sequences * inputs.max_seqlen:
+    step = size_step(tokens)
+    targets = min(filled_up(len(inputs.target_N), step), tokens)
+    if tokens % LEAST_STEP == 0 and tokens == sequences * inputs.max_seqlen:
         return inputs.filled(tokens, sequences, targets, inputs.max_seqlen)
-    longest = min(filled_up(inputs.max_seqlen), most)
-    to = filled_up(tokens)
+    longest = min(filled_up(inputs.max_seqlen, step), most)
+    to = filled_up(tokens, step)
     # the filling itself is one sequence or more, none longer than the longest
     return inputs.filled(to, filled_up(sequences + 1 + (to - tokens) // longest, SEQUENCE_STEP), targets, longest)
 

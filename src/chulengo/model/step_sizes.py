@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-TOKEN_STEP = 256  # tokens, targets and the longest sequence of a graph's batch are multiples of it
+LEAST_STEP = 256  # tokens
 
 
-def filled_up(number: int, step: int = TOKEN_STEP) -> int:
-    """Returns the next multiple of a step."""
+def size_step(tokens: int) -> int:
+    """Returns what tokens, targets and the longest sequence of a graph's batch are multiples of.
+
+    An eighth of the next power of two, so that the sizes of a run stay few however large its batches are: each is
+    captured once, in the time that the host needs to launch a step.
+
+    Args:
+        tokens: of the batch.
+    """
+    return max(LEAST_STEP, (1 << max(tokens - 1, 0).bit_length()) // 8)
+
+
+def filled_up(number: int, step: int | None = None) -> int:
+    """Returns the next multiple of a step, None: of the step for that many tokens."""
+    step = size_step(number) if step is None else step
     return -(-number // step) * step

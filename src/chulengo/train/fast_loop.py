@@ -96,8 +96,13 @@ class FastLoop:
     def resume(self, checkpoint: Path, step: int) -> None:
         """Goes on from a checkpoint."""
         restore_fast(self.model, checkpoint)
-        state = torch.load(checkpoint / OPTIMIZER_FILE, weights_only=True, map_location=self.model.device)
-        self.optimizer.load_state_dict(state)
+        saved = torch.load(checkpoint / OPTIMIZER_FILE, weights_only=True, map_location=self.model.device)
+        if saved.get("order") != self.model.trainable_names():
+            raise ModelError(
+                f"{checkpoint / OPTIMIZER_FILE} has another order of the adapter's tensors: another version wrote it.",
+                next_step="resume with that version, or train anew, in another folder",
+            )
+        self.optimizer.load_state_dict(saved["optimizer"])
         self.course.resume(checkpoint)
         self.step, self._stale = step, True
 
@@ -238,7 +243,8 @@ class FastLoop:
         self.model.save_adapter(folder)
         # opened here: given a path, torch keeps the file of a failed write open, and its space taken, for a while
         with (folder / OPTIMIZER_FILE).open("wb") as stream:
-            torch.save(self.optimizer.state_dict(), stream)
+            state = {"order": self.model.trainable_names(), "optimizer": self.optimizer.state_dict()}
+            torch.save(state, stream)
 
 
 def restore_fast(model: FastModel, folder: Path) -> None:

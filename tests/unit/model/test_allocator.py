@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 
 from chulengo.cli.main import main
 from chulengo.model.allocator import GROWING, VARIABLES, OwnMemory, segments_grow
-from chulengo.model.linear_group import LinearGroup, Matrices
+from chulengo.model.fast import load_fast
+from training_kit import make_llama
 
 MIB = 1 << 20
 
@@ -143,20 +145,19 @@ def test_another_memory_becomes_garbage_meanwhile() -> None:
 
 
 @pytest.mark.gpu
-def test_joined_weights_leave_no_holes() -> None:
-    device, size = torch.device("cuda", 0), 2048
-    lasting = OwnMemory(device)
-    matrices = Matrices(policy="resident", dtype=torch.bfloat16, backend="auto", lasting=lasting)
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    groups = [
-        LinearGroup(("q", "k", "v"), [lasting.keep(torch.full((size, size), n, dtype=torch.bfloat16, device=device))
-                                      for _ in range(3)], None, [None] * 3)
-        for n in range(8)
-    ]  # fmt: skip
-    for group in groups:
-        matrices.join(group)
-    torch.cuda.empty_cache()
-    held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated() - before
-    assert held <= 2 * 3 * size * size * 2  # of eight such groups
-    assert [float(group.weights[2].float().mean()) for group in groups] == list(range(8))  # type: ignore[union-attr]
+def test_weights_that_are_not_quantised_leave_no_holes(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path, hidden_size=1024, intermediate_size=4096, num_hidden_layers=4,
+                        num_attention_heads=8, num_key_value_heads=8)  # fmt: skip
+    held = []
+    for _ in range(2):  # what libraries keep is there after the first
+        gc.collect()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        model = load_fast(folder, quantization="none", device="cuda", weights="resident")
+        assert model.logits([1, 2, 3]).isfinite().all()
+        gc.collect()
+        torch.cuda.empty_cache()
+        held.append(torch.cuda.memory_reserved() - torch.cuda.memory_allocated() - before)
+        del model
+    # 128 MiB, of which what has its own segments leaves nothing; joined later, it would be 88 more
+    assert held[1] <= 48 * MIB

@@ -463,12 +463,22 @@ class TestFP8:
         assert parts["resident-fp8"]["matrices"] == pytest.approx(2 * linear, rel=0.04)
         assert parts["resident-fp8"]["matrices"] > 2 * linear
 
-    def test_16_bit_weights_are_there_until_the_first_backward(self) -> None:
-        """Two bytes of weights and one of the forward's copies, then two bytes of copies."""
-        shape, settings = shape_of("7b"), TrainingMemory(1, 2048, quantization="none")
-        parts = predict_fast(shape, settings, Policies("resident-fp8", ("keep",) * 32)).parts
-        linear = shape.num_layers * shape.layer_linear_weights
-        assert parts["weights"] + parts["matrices"] == pytest.approx(3 * linear, rel=0.04)
+    def test_copies_take_the_place_of_16_bit_weights_too(self) -> None:
+        shape, keep = shape_of("7b"), ("keep",) * 32
+        plain, nf4 = (predict_fast(shape, TrainingMemory(1, 2048, quantization=each), Policies("resident-fp8", keep))
+                      for each in ("none", "nf4"))  # fmt: skip
+        assert plain.peak_bytes == nf4.peak_bytes
+        assert not {"weights", "quantised weights"} & {*plain.parts, *nf4.parts}
+
+    def test_weights_that_are_not_quantised_are_their_own_matrices_with_dropout(self) -> None:
+        shape, keep = shape_of("7b"), ("keep",) * 32
+        for name in ("stream", "resident"):
+            separate, folded = (
+                predict_fast(shape, TrainingMemory(1, 2048, quantization="none", dropout=p), Policies(name, keep)).parts
+                for p in (0.1, 0.0)
+            )
+            assert separate["matrices"] == 0 < folded["matrices"]
+            assert separate["weights"] == folded["weights"]
 
     def test_gradients_of_gate_and_up_are_there_in_a_byte_too(self) -> None:
         shape, settings, full = shape_of("7b"), TrainingMemory(4, 2048), ("full",) * 32
