@@ -42,7 +42,7 @@ class ModelConfig:
     weights_policy: WeightsPolicy = "auto"  # fast engine: matrices written at each use or kept; in FP8 (auto: never)
     activations_policy: ActivationsPolicy = "auto"  # fast engine: what the backward pass finds (auto: all that fits)
     embeddings_policy: EmbeddingsPolicy = "auto"  # fast engine: where their table is (auto: on the device if it fits)
-    graphs: GraphsPolicy = "auto"  # fast engine: steps as CUDA graphs (auto: on a GPU, up to 2,048 tokens)
+    graphs: GraphsPolicy = "auto"  # fast engine: steps as CUDA graphs (auto: on a GPU, where launching takes longer)
     retry_leaner: bool = False  # fast engine, one process: out of memory in step 1: begin again with leaner policies
     offline: bool = False  # True (or HF_HUB_OFFLINE=1): a Hub name that is not in the local cache is an error
 

@@ -448,7 +448,8 @@ def load_fast(
         activations: keep, selective, full, offload or offload-attention, for all layers or one for each.
         embeddings: device, or host: the table stays in the host's memory and only a batch's rows go over; not for a
             model whose head is tied to it.
-        graphs: run training steps as CUDA graphs (`model.step_graph`); it pays for batches of up to some 2,000 tokens.
+        graphs: run training steps as CUDA graphs (`model.step_graph`); it pays where launching
+            a step takes the host longer than the device works on it.
         backend: of the kernels: auto, fused or reference.
 
     Raises:

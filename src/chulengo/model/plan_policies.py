@@ -5,9 +5,10 @@ of one H200, so that `plan` and `train` choose alike wherever they run). Between
 it goes layer by layer, with streamed and with resident weights, so that memory is filled and not more. Layers that are
 computed again move attention's output and both streams to the host ("offload-attention"), or only their input
 ("offload") in FP8, where there is less to hide behind, and where the host has no room for more. A slower bus than an
-H200's is not asked for: who has one sets "offload" or "full". A graph is taken up to 2,048 tokens, and where it pays
-although its batches are filled up. Full means full: whatever is chosen leaves the allocator its slack, and only when
-not even the leanest policies do, or when a graph makes them more than twice as fast, is a run started without it.
+H200's is not asked for: who has one sets "offload" or "full". A graph is taken where launching a step would take the
+host longer than the device, though its batches are filled up. Full means full: whatever is chosen leaves the allocator
+its slack, and only when not even the leanest policies do, or when a graph makes them more than twice as fast, is a run
+started without it.
 
 A CPU has no card to fill and no plan that was measured: there the reference engine's plan decides, which needs more
 for the same rows, with the resident matrices on top. Activations are kept where that fits, and the matrices where they
@@ -40,7 +41,6 @@ from chulengo.model.plan_memory import DTYPE_BYTES, Plan, TrainingMemory
 from chulengo.model.plan_shapes import ModelShape, read_shape
 from chulengo.model.plan_speed import H200, predict_step
 
-GRAPH_TOKENS = 2048  # up to here a step may be bound by launches, and a graph pay (H200: 512 tokens 390 -> 65 ms)
 LEANER = 0.9  # of what ran out of memory; the plan's memory is within 1 % of what is used
 # where policies that need hardly more than the least are so many times as fast as those that leave the allocator its
 # slack, they run without it: a graph, which is four times as fast for 150 MiB of 5 GiB
@@ -237,10 +237,7 @@ def _families(shape: ModelShape, settings: TrainingMemory, wanted: Wanted, host_
     They come in families: one policy of activations for all layers, or layer by layer less of "selective", down to
     none. So the first member that fits is the fastest of its family, and is found by halving.
     """
-    tokens = settings.batch_size * settings.row_tokens
-    graphs = (False, True) if tokens <= GRAPH_TOKENS else (False,)
-    if wanted.graphs != "auto":
-        graphs = (wanted.graphs == "always",)
+    graphs = (False, True) if wanted.graphs == "auto" else (wanted.graphs == "always",)
     eighth = "-fp8" if wanted.weights.endswith("fp8") else ""
     weights = tuple(name for name in (f"resident{eighth}", f"stream{eighth}")
                     if wanted.weights in ("auto", "fp8", name))  # fmt: skip

@@ -80,11 +80,11 @@ def test_launches_wait_only_without_a_graph() -> None:
     keep = ("keep",) * 32
     eager = predict_step(shape, settings, Policies("stream", keep), H200)
     graph = predict_step(shape, settings, Policies("stream", keep, graphs=True), H200)
-    assert eager.seconds == pytest.approx(32 * 6.3e-3)
+    assert eager.seconds == pytest.approx(32 * 6.6e-3)
     assert graph.parts["waiting for launches"] == 0
     assert graph.seconds < eager.seconds / 3
     again = predict_step(shape, settings, Policies("stream", ("full",) * 32), H200)
-    assert 0.24 < again.seconds < 0.31  # as measured
+    assert 0.28 < again.seconds < 0.42  # as measured
     large = predict_step(shape, replace(settings, batch_size=16), Policies("stream", keep), H200)
     assert large.parts["waiting for launches"] == 0
     assert large.to_dict()["seconds"] == sum(large.to_dict()["parts_s"].values())
@@ -149,13 +149,13 @@ def test_llama_7b_on_small_cards(gib: int, batch: int, tokens: int, said: str) -
     assert policies.describe() == said
 
 
-def every_policy(shape: ModelShape, tokens: int, eighth: str) -> list[Policies]:
+def every_policy(shape: ModelShape, eighth: str) -> list[Policies]:
     """What a run may have, one by one: layers are computed again from the last one on."""
     layers, kinds = shape.num_layers, ("offload",) if eighth else ("offload-attention", "offload")
     rows = [(kept,) * layers for kept in ("keep", "selective")]
     rows += [("selective",) * n + (kind,) * (layers - n) for kind in kinds for n in range(layers)]
     found = [Policies(f"{weights}{eighth}", row, "device", graphs) for row in rows for weights in ("resident", "stream")
-             for graphs in ((False, True) if tokens <= 2048 else (False,))]  # fmt: skip
+             for graphs in (False, True)]  # fmt: skip
     lean = [replace(each, embeddings="host") for each in found if len(set(each.activations)) == 1]
     return found + [each for each in lean if each.activations[0].startswith("offload")]
 
@@ -168,7 +168,7 @@ def test_nothing_that_fits_is_faster(batch: int, tokens: int, eighth: str, monke
     shape, settings = shape_of("7b"), TrainingMemory(batch, tokens, optimizer="adamw_8bit")
     all_of_them = [
         (predict_fast(shape, settings, each).device_bytes, predict_step(shape, settings, each, H200).seconds)
-        for each in every_policy(shape, batch * tokens, eighth)
+        for each in every_policy(shape, eighth)
     ]  # fmt: skip
     asked: list[Policies] = []
 
@@ -288,7 +288,7 @@ def test_recomputing_is_recomputing() -> None:
         assert set(policies.activations) <= {"full", "offload-attention"}
 
 
-def test_graphs_for_small_steps() -> None:
+def test_graphs_where_the_host_would_take_longer() -> None:
     def graphs(**changes: Any) -> bool:
         policies = choose_policies(shape_of("7b"), TrainingMemory(**({"batch_size": 1, "row_tokens": 2048} | changes)),
                                    139 * GIB)  # fmt: skip
@@ -296,15 +296,19 @@ def test_graphs_for_small_steps() -> None:
         return policies.graphs
 
     assert graphs()
-    assert not graphs(row_tokens=2049)
     assert graphs(dropout=0.1)
+    assert not graphs(batch_size=4)
+    # more is launched and less is computed where layers are computed again in FP8
+    lean = choose_policies(shape_of("7b"), TrainingMemory(4, 2048, optimizer="adamw_8bit"), 8 * GIB, Wanted("fp8"))
+    assert lean is not None
+    assert lean.graphs
     # launches hide behind the work of a model that is large enough
     large = choose_policies(shape_of("70b"), TrainingMemory(1, 2048, optimizer="adamw_8bit"), 139 * GIB)
     assert large is not None
     assert not large.graphs
 
 
-@pytest.mark.parametrize(("batch", "tokens"), [(1, 520), (3, 300), (2, 256), (1, 1)])
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 520), (3, 300), (2, 256), (1, 1), (4, 1900), (3, 1500)])
 def test_a_graphs_batch_is_planned_as_it_is_filled_up(batch: int, tokens: int) -> None:
     import torch
 
