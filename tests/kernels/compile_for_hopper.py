@@ -101,6 +101,9 @@ def kernel_calls(tokens: int) -> dict[str, Callable[[], Any]]:
         "fp8 rows": lambda: fp8.quantize_rows(x),
         "fp8 norm": lambda: fp8.rms_norm_rows(x, x, row, 1e-5),
         "fp8 norm backward": lambda: fp8.rms_norm_backward_rows(x, x, x, row, torch.empty(tokens), 128),
+        "fp8 norm backward of an unscaled product": lambda: fp8.rms_norm_backward_rows(
+            x, x, x, row, torch.empty(tokens), 128, scales=(torch.empty(tokens, 1), torch.empty(4096, 1))
+        ),
         "fp8 swiglu": lambda: fp8.swiglu_rows(gate, up),
         "fp8 swiglu backward": lambda: fp8.swiglu_backward_rows(
             bf16(tokens, 11008), gate, up, wide, bf16(tokens, 11008), 128

@@ -83,11 +83,18 @@ def rows_of_norm(module: ModuleType, x: Tensor, residual: Tensor, weight: Tensor
     return [part for part in made if part is not None]
 
 
-def rows_of_norm_backward(module: ModuleType, x: Tensor, dsum: Tensor | None, weight: Tensor) -> tuple[Tensor, ...]:
+def rows_of_norm_backward(
+    module: ModuleType, x: Tensor, dsum: Tensor | None, weight: Tensor, scales: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, ...]:
     dy = normal(*x.shape, dtype=x.dtype, device=x.device, seed=6)
     _, _, rstd = rms_norm.forward(x, None, weight, EPS)
-    made: tuple[Tensor, ...] = module.rms_norm_backward_rows(dy, dsum, x, weight, rstd, 128)
+    made: tuple[Tensor, ...] = module.rms_norm_backward_rows(dy, dsum, x, weight, rstd, 128, scales=scales)
     return (made[0][:, : x.shape[1]].contiguous(), *made[1:])
+
+
+def scales_for(x: Tensor) -> tuple[Tensor, Tensor]:
+    row, column = (normal(size, 1, dtype=torch.float32, device=x.device, seed=7 + size).abs() for size in x.shape)
+    return row, column
 
 
 def faults(module: ModuleType, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> list[str]:
@@ -102,6 +109,9 @@ def faults(module: ModuleType, shape: tuple[int, int], dtype: torch.dtype, devic
         "norm, not kept": tuple(rows_of_norm(each, x, residual, weight) for each in (module, reference)),
         "norm backward": tuple(rows_of_norm_backward(each, x, residual, weight) for each in (module, reference)),
         "norm backward alone": tuple(rows_of_norm_backward(each, x, None, weight) for each in (module, reference)),
+        "norm backward, scaled": tuple(
+            rows_of_norm_backward(each, x, residual, weight, scales_for(x)) for each in (module, reference)
+        ),
         "rope backward": tuple(turned_back(each, x) for each in (module, reference)),
         "swiglu in place": (backward_in_place(module, x, residual), backward_rows(reference, x, residual, again=True)),
         "swiglu backward": tuple(backward_rows(each, x, residual, again=True) for each in (module, reference)),
@@ -166,6 +176,23 @@ def test_fusing_the_norms_backward_changes_no_bit(shape, dtype, device, fused) -
             want, want_scale = module.quantize_rows(dx)
             assert different(rows8[:, : shape[1]].contiguous(), want) == 0
             assert torch.equal(scale, want_scale)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_product_without_its_scales_is_read_with_them(device: str, fused: ModuleType) -> None:
+    x8, x_scale = reference.quantize_rows(rows((64, 256), torch.bfloat16, torch.device(device), 1))
+    w8, w_scale = reference.quantize_rows(normal(96, 256, dtype=torch.bfloat16, device=torch.device(device), seed=2))
+    want = reference.product(x8, x_scale, w8, w_scale, torch.float32)
+    for module in (reference, fused):
+        made = module.unscaled_product(x8, w8, torch.bfloat16)
+        assert made.dtype == torch.bfloat16
+        assert errors(made.float() * x_scale * w_scale.view(1, -1), want)[0] < 4e-3
+    h, weight = (normal(*size, dtype=torch.bfloat16, device=torch.device(device), seed=3) for size in ((64, 96), (96,)))
+    _, _, rstd = rms_norm.forward(h, None, weight, EPS)
+    for module in (reference, fused):
+        late = module.rms_norm_backward_rows(made, None, h, weight, rstd, scales=(x_scale, w_scale))[2]
+        early = module.rms_norm_backward_rows(want, None, h, weight, rstd)[2]
+        assert errors(late, early)[0] < 4e-3
 
 
 def test_no_tokens(device: torch.device, fused: ModuleType) -> None:

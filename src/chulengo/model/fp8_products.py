@@ -51,6 +51,10 @@ class Rows(NamedTuple):
     scale_T1: Tensor
 
 
+# of the rows [T, 1] and of the columns [I, 1] of a product that was made without them
+Scales = tuple[Tensor, Tensor]
+
+
 class HandedRows:
     """A gradient in e4m3 on its way from the function that makes it to the one that multiplies by it.
 
@@ -209,6 +213,11 @@ class Fp8Matrices:
         kernels, copy_IW = ops.implementation("fp8", rows.values, self.backend), self._copy(group, transposed=True)
         dx_TI: Tensor = kernels.product(*rows, copy_IW, group.scale_I1, self.dtype)
         return dx_TI
+
+    def unscaled_transposed(self, rows: Rows, group: Fp8Group) -> tuple[Tensor, Scales]:
+        """Returns `multiply_transposed` without its scales, and those, for a kernel that reads it with them."""
+        kernels, copy_IW = ops.implementation("fp8", rows.values, self.backend), self._copy(group, transposed=True)
+        return kernels.unscaled_product(rows.values, copy_IW, self.dtype), (rows.scale_T1, group.scale_I1)
 
     def refresh(self, group: Fp8Group, lora_scale: float) -> None:
         """Makes the factors of the columns again, and the columns of kept copies, after the adapter has changed."""

@@ -47,7 +47,16 @@ from chulengo.kernels.reference.nf4 import NF4Weight
 from chulengo.model.allocator import OwnMemory
 from chulengo.model.dora import Rescaling, empty_rescaling, row_norms
 from chulengo.model.dropout import MaskSeed
-from chulengo.model.fp8_products import FP8_POLICIES, Fp8Adapter, Fp8Group, Fp8Matrices, Rows, column_table, fp8_group
+from chulengo.model.fp8_products import (
+    FP8_POLICIES,
+    Fp8Adapter,
+    Fp8Group,
+    Fp8Matrices,
+    Rows,
+    Scales,
+    column_table,
+    fp8_group,
+)
 from chulengo.model.graph_capture import in_lanes
 
 WEIGHT_POLICIES = ("stream", "resident", *FP8_POLICIES)
@@ -405,6 +414,16 @@ def input_gradient(
         kernel = ops.implementation("dropout", dx_TI, matrices.backend)
         kernel.add_(dx_TI, (dy_TN @ b_OR) @ a_RI, form.scale, form.dropout, seed.step_1, seed.place(index))
     return dx_TI
+
+
+def unscaled_input_gradient(
+    dy_TO: Tensor, u_TS: Tensor | None, group: LinearGroup, matrices: Matrices, seed: MaskSeed | None,
+    rows: Rows | None = None,
+) -> tuple[Tensor, Scales | None]:  # fmt: skip
+    """Returns dx as `input_gradient` does, in FP8 without its scales, and those, for the norm's backward to read."""
+    if matrices.fp8 is not None and rows is not None:
+        return matrices.fp8.unscaled_transposed(rows, matrices.fp8_of(group))
+    return input_gradient(dy_TO, u_TS, group, matrices, seed, rows), None
 
 
 def _empty_copies(group: LinearGroup, dtype: torch.dtype) -> FactorCopies:

@@ -51,7 +51,7 @@ from torch.autograd.function import once_differentiable
 from chulengo.kernels import ops
 from chulengo.model.dropout import MaskSeed, mask_seed
 from chulengo.model.factor_gradients import add_factor_gradients
-from chulengo.model.fp8_products import HandedRows, Rows
+from chulengo.model.fp8_products import HandedRows, Rows, Scales
 from chulengo.model.kept_attention import KeptAttention
 from chulengo.model.linear_group import (
     LinearGroup,
@@ -60,6 +60,7 @@ from chulengo.model.linear_group import (
     multiply,
     rank_gradient,
     rank_input,
+    unscaled_input_gradient,
 )
 from chulengo.model.llama_weights import LlamaLayer, LlamaWeights
 from chulengo.model.offload import HostStates
@@ -280,10 +281,10 @@ class _BeforeAttention(torch.autograd.Function):
         add_factor_gradients(x_TD, low_TS, dy_TO, u_TS, layer.qkv, run.matrices, seed, unturned_TO)
         if not ctx.needs_input_grad[0]:  # the embeddings are frozen: the first layer's input needs none
             return _only(ctx)
-        dx_TD = input_gradient(dy_TO, u_TS, layer.qkv, run.matrices, seed, rows)
+        dx_TD, scales = unscaled_input_gradient(dy_TO, u_TS, layer.qkv, run.matrices, seed, rows)
         # what the layer below adds has the same gradient, and its last map is as wide as this layer's
         norm_D = layer.input_norm_D
-        dstream_TD, stream_rows = _normed_backward(dx_TD, dh_TD, h_TD, norm_D, rstd_T, layer.down, run)
+        dstream_TD, stream_rows = _normed_backward(dx_TD, scales, dh_TD, h_TD, norm_D, rstd_T, layer.down, run)
         if stream_rows is not None:
             run.handed.put(dstream_TD, stream_rows)
         return _only(ctx, dstream_TD, dstream_TD if ctx.needs_input_grad[1] else None)
@@ -350,9 +351,9 @@ class _AfterAttention(torch.autograd.Function):
             x_TD, _, _ = norm.forward(h_TD, None, layer.after_norm_D, run.eps)
         u_TS = rank_gradient(dboth_T2I, layer.gate_up, matrices, gate_up_seed, rows)
         add_factor_gradients(x_TD, lows[1], dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, both_T2I)
-        dx_TD = input_gradient(dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, rows)
+        dx_TD, scales = unscaled_input_gradient(dboth_T2I, u_TS, layer.gate_up, matrices, gate_up_seed, rows)
         del dboth_T2I, rows
-        dstream_TD, rows = _normed_backward(dx_TD, dh_TD, h_TD, layer.after_norm_D, rstd_T, layer.o, run)
+        dstream_TD, rows = _normed_backward(dx_TD, scales, dh_TD, h_TD, layer.after_norm_D, rstd_T, layer.o, run)
         u_TS = rank_gradient(dstream_TD, layer.o, matrices, o_seed, rows)
         add_factor_gradients(attended_TD, lows[0], dstream_TD, u_TS, layer.o, matrices, o_seed, o_TD)
         dattended_TD = None
@@ -442,15 +443,18 @@ def _normed(
 
 
 def _normed_backward(
-    dy_TD: Tensor, dh_TD: Tensor, h_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, group: LinearGroup, run: Pass
-) -> tuple[Tensor, Rows | None]:
+    dy_TD: Tensor, scales: Scales | None, dh_TD: Tensor, h_TD: Tensor, weight_D: Tensor, rstd_T: Tensor,
+    group: LinearGroup, run: Pass,
+) -> tuple[Tensor, Rows | None]:  # fmt: skip
     """Returns the gradient of the stream [T, D], and that in e4m3 where `group`, which has added to it, wants it."""
     if run.matrices.fp8 is None:
         norm = ops.implementation("rms_norm", h_TD, run.backend)
         return norm.backward(dy_TD, dh_TD, h_TD, weight_D, rstd_T)[0], None
     columns = run.matrices.fp8_of(group).columns
     kernels = ops.implementation("fp8", h_TD, run.backend)
-    rows, scale, dstream_TD = kernels.rms_norm_backward_rows(dy_TD, dh_TD, h_TD, weight_D, rstd_T, columns)
+    rows, scale, dstream_TD = kernels.rms_norm_backward_rows(
+        dy_TD, dh_TD, h_TD, weight_D, rstd_T, columns, scales=scales
+    )
     return dstream_TD, Rows(rows, scale)
 
 

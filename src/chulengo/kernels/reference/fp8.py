@@ -76,9 +76,22 @@ def rms_norm_rows(
 
 
 def rms_norm_backward_rows(
-    dy_TD: Tensor, dsum_TD: Tensor | None, sum_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, columns: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns `quantize_rows` of the dx that rms_norm's backward gives, then dx itself, [T, D]."""
+    dy_TD: Tensor, dsum_TD: Tensor | None, sum_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, columns: int = 0, *,
+    scales: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Returns `quantize_rows` of the dx that rms_norm's backward gives, then dx itself, [T, D].
+
+    Args:
+        dy_TD: gradient of the norm.
+        dsum_TD: as in `rms_norm.backward`, like what follows.
+        sum_TD: h.
+        weight_D: the weight.
+        rstd_T: of the forward.
+        columns: room for an adapter behind each row.
+        scales: by which dy is to be multiplied, where it is an `unscaled_product`: [T, 1] and [D, 1].
+    """
+    if scales is not None:
+        dy_TD = dy_TD.float() * scales[0] * scales[1].view(1, -1)
     dx_TD, _ = rms_norm.backward(dy_TD, dsum_TD, sum_TD, weight_D, rstd_T)
     return *quantize_rows(dx_TD, columns), dx_TD
 
@@ -222,6 +235,11 @@ def _between(least_S: Tensor, largest_S: Tensor) -> Tensor:
 def product(x8_TW: Tensor, scale_T1: Tensor, w8_OW: Tensor, scale_O1: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns (x8 * scale) (w8 * scale)ᵀ, [T, O] in `dtype`, accumulated in float32."""
     return ((x8_TW.float() @ w8_OW.float().t()) * scale_T1 * scale_O1.view(1, -1)).to(dtype)
+
+
+def unscaled_product(x8_TW: Tensor, w8_OW: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns x8 w8ᵀ, [T, O] in `dtype`, accumulated in float32: a product whose reader multiplies by the scales."""
+    return (x8_TW.float() @ w8_OW.float().t()).to(dtype)
 
 
 def _e4m3(x: Tensor) -> Tensor:
