@@ -39,6 +39,8 @@ from chulengo.model.packed_inputs import PackedInputs
 from chulengo.model.step_sizes import LEAST_STEP, filled_up, size_step
 
 SEQUENCE_STEP = 32
+# a graph takes memory of the device that PyTorch does not count; beyond as many, batches of rare sizes run without one
+MOST_GRAPHS = 32
 
 Key = tuple[int, ...]
 # (inputs on the device, embeddings or None, number of the dropout masks or None) -> the summed loss, differentiable
@@ -113,13 +115,13 @@ class StepGraphs:
             for place, value in zip(step.optional, (embedded_TD, seed_1), strict=True):
                 if place is not None and value is not None:
                     place.copy_(value)
-        elif key in self._seen:
+        elif key in self._seen and len(self._captured) < MOST_GRAPHS:
             step = self._captured[key] = self._capture(inputs, embedded_TD, seed_1)
         if step is not None:
             step.graph.replay()
             nll = step.nll
         else:
-            nll = self._first(inputs, embedded_TD, seed_1)
+            nll = self._eager(inputs, embedded_TD, seed_1, key in self._seen)
             self._seen.add(key)
         self.serial += 1
         differentiable: Tensor = _Replayed.apply(self._flat.parameter, nll, self)  # type: ignore[no-untyped-call]
@@ -149,8 +151,10 @@ class StepGraphs:
         finally:
             around.wait_stream(self._stream)
 
-    def _first(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> Tensor:
-        if self._stream is not None:
+    def _eager(
+        self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None, seen: bool
+    ) -> Tensor:
+        if self._stream is not None and not seen:
             torch.cuda.empty_cache()  # the graphs' memory cannot take what PyTorch keeps of other
         with self.room():
             nll = self._run(inputs, embedded_TD, seed_1)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from chulengo.data.batches import collate_packed
+from chulengo.model import step_graph
 from chulengo.model.fast import FastModel
 from chulengo.model.packed_inputs import pack_batch
-from chulengo.model.step_graph import StepGraphs
+from chulengo.model.step_graph import StepGraphs, filled
 from fast_models import LORA, make_family, make_fast, randomise
 from training_kit import VOCAB, make_rows
 
@@ -120,6 +121,28 @@ def test_a_replay_with_the_masks_of_the_captured_step_is_seen(
     monkeypatch.setattr(StepGraphs, "nll", stale)
     found = trained(graphed)
     assert not torch.allclose(found[-2], expected[-2], rtol=1e-4)
+
+
+def test_graphs_are_few(folder: Path, graphed: FastModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_graph, "MOST_GRAPHS", 1)
+    larger = pack_batch(collate_packed([make_rows(80, longest=9)], pad_id=0))
+    sizes = [len(filled(each, 128).ids_T) for each in (BATCH, larger)]
+    assert sizes[0] < sizes[1]
+    plain = make_fast(folder, lora={"dropout": 0.3})
+    found = []
+    for model in (plain, graphed):
+        randomise(model.named_parameters())
+        model.train()
+        losses = []
+        for batch in (larger, BATCH, larger, BATCH, BATCH, larger, BATCH):
+            nll, _ = model.nll(batch)
+            nll.backward()
+            losses.append(nll.detach())
+        found.append((*losses, model.trainable_parameters()[0].grad))
+    assert graphed._graphs is not None
+    assert [key[0] for key in graphed._graphs._captured] == sizes[1:]
+    for value, own in zip(*found, strict=True):
+        torch.testing.assert_close(own, value, rtol=1e-4, atol=1e-4)
 
 
 def test_the_first_batch_leaves_no_nodes_behind(graphed: FastModel) -> None:
