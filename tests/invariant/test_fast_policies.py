@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chulengo.data.batches import collate_packed, collate_padded
+from chulengo.data.batches import IGNORE, collate_packed, collate_padded
 from chulengo.errors import ConfigError, ModelError
 from chulengo.kernels.reference.dropout import mask
 from chulengo.model import llama
@@ -173,6 +173,22 @@ def test_filled_up_to_few_sizes(family_folder: Any) -> None:
     assert int(larger.position_T.max()) < 100
     assert int(torch.diff(larger.cu_seqlens).max()) <= larger.max_seqlen == 100
     close(outcome(model, larger), expected, 1e-6)
+
+
+def test_batches_of_one_size_are_filled_up_to_one_shape() -> None:
+    """With nearly every token a target too, of which there is another number in each batch."""
+    shapes = set()
+    for tokens in range(7200, 8192, 13):
+        mask = torch.ones((2, tokens - 3100), dtype=torch.int64)
+        mask[1, 3100:] = 0
+        labels = mask.masked_fill(mask == 0, IGNORE)
+        labels[:, 0] = IGNORE
+        inputs = pack_batch({"input_ids": mask, "labels": labels, "attention_mask": mask})
+        assert (len(inputs.ids_T), inputs.num_targets) == (tokens, tokens - 2)
+        larger = filled(inputs, 4096)
+        shapes.add((len(larger.ids_T), len(larger.cu_seqlens), larger.max_seqlen, len(larger.target_N)))
+    assert {shape[0] for shape in shapes} == {8192}
+    assert len(shapes) <= 2
 
 
 def test_one_flat_tensor_is_all_factors(family_folder: Any) -> None:

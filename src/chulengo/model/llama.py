@@ -26,7 +26,7 @@ bit for bit, since what is computed again is computed by the same operations fro
 checkpoint` would do for `full`, but computes the last product again (22 % of a layer's weights), as a function cannot
 stop in its middle; and for `selective` it looks at every operation of every step.
 
-The gradients of A, B and magnitudes are added to their `grad` where they are made, a group of maps in one kernel, and
+The gradients of A, B and magnitudes are added to their `grad` where they are made (`model.factor_gradients`), and
 autograd sees none of them. So a backward must be `backward()`: `torch.autograd.grad` finds nothing for a factor, and
 hooks of a factor's gradient are not called. Factors are arguments of the functions nevertheless, since that is what
 makes the outputs of the first layer, whose input needs no gradient, differentiable.

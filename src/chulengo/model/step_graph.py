@@ -178,7 +178,9 @@ class StepGraphs:
     def _capture(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> _Captured:
         inputs = inputs.clone()
         if embedded_TD is not None:  # one place for all graphs of as many tokens: 64 MiB for 8,192 of Llama 2 7B
-            place_TD = self._embedded.setdefault(len(embedded_TD), torch.empty_like(embedded_TD))
+            place_TD = self._embedded.get(len(embedded_TD))
+            if place_TD is None:
+                place_TD = self._embedded[len(embedded_TD)] = torch.empty_like(embedded_TD)
             embedded_TD = place_TD.copy_(embedded_TD)
         seed_1 = None if seed_1 is None else seed_1.clone()
         graph = torch.cuda.CUDAGraph()
@@ -208,9 +210,9 @@ def filled(inputs: PackedInputs, most: int) -> PackedInputs:
     """
     tokens, sequences = len(inputs.ids_T), len(inputs.cu_seqlens) - 1
     step = size_step(tokens)
-    targets = min(filled_up(len(inputs.target_N), step), tokens)
+    targets = filled_up(len(inputs.target_N), step)
     if tokens % LEAST_STEP == 0 and tokens == sequences * inputs.max_seqlen:
-        return inputs.filled(tokens, sequences, targets, inputs.max_seqlen)
+        return inputs.filled(tokens, sequences, min(targets, tokens), inputs.max_seqlen)
     longest = min(filled_up(inputs.max_seqlen, step), most)
     to = filled_up(tokens, step)
     # the filling itself is one sequence or more, none longer than the longest

@@ -145,6 +145,27 @@ def test_graphs_are_few(folder: Path, graphed: FastModel, monkeypatch: pytest.Mo
         torch.testing.assert_close(own, value, rtol=1e-4, atol=1e-4)
 
 
+def test_graphs_of_as_many_tokens_read_embeddings_from_one_place(
+    graphed: FastModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = graphed._graphs
+    assert graphs is not None
+    embedded_TD = graphed.weights.embedding_VD[BATCH.ids_T]
+    made, empty_like = [], torch.empty_like
+
+    def noted(like: Tensor) -> Tensor:
+        made.extend([1] if like is embedded_TD else [])
+        return empty_like(like)
+
+    monkeypatch.setattr(torch, "empty_like", noted)
+    for targets in range(1, 4):  # three sizes, each captured at its second batch
+        inputs = replace(BATCH, place_N=BATCH.place_N[:targets], target_N=BATCH.target_N[:targets])
+        for _ in range(2):
+            graphs.nll(inputs, embedded_TD, torch.ones(1, dtype=torch.int64))
+    places = {id(captured.optional[0]) for captured in graphs._captured.values()}
+    assert (len(graphs._captured), len(places), len(made)) == (3, 1, 1)
+
+
 def test_the_first_batch_leaves_no_nodes_behind(graphed: FastModel) -> None:
     """Its loss may be held while the second batch is captured: on a GPU a node of it would break the capture."""
     graphed.train()
