@@ -76,9 +76,12 @@ class RandomTensors:
 
     def linears(
         self, names: Sequence[str], shapes: Sequence[tuple[int, int]]
-    ) -> tuple[list[nf4.NF4Weight | Tensor], None]:
-        """Returns the weights of maps with one input, each for itself."""
-        return [self.linear(name, shape) for name, shape in zip(names, shapes, strict=True)], None
+    ) -> tuple[list[nf4.NF4Weight | Tensor], Tensor | None]:
+        """Returns the weights of maps with one input, and the matrix whose rows they are where none is quantised."""
+        if self.quantize or len(names) == 1:
+            return [self.linear(name, shape) for name, shape in zip(names, shapes, strict=True)], None
+        joined_OI = self.lasting.keep(self._made((sum(rows for rows, _ in shapes), shapes[0][1])))
+        return list(torch.split(joined_OI, [rows for rows, _ in shapes])), joined_OI
 
 
 def random_model(shape: LlamaShape, device: torch.device, *, weights: str, activations: tuple[str, ...],

@@ -296,7 +296,8 @@ def _settings(
     longest = facts.longest_row if facts else limit
     assert longest is not None, "no limit and no data was refused above"
     tokens = limit if full and limit is not None else min(limit or longest, longest)
-    return training_memory(device=device, **plan_settings(config, tokens))
+    usual = None if facts is None or config.training.batching == "packed" else facts.mean_tokens
+    return training_memory(device=device, **plan_settings(config, tokens, usual))
 
 
 def _data_facts(config: RunConfig) -> DataFacts:

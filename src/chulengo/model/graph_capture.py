@@ -27,7 +27,8 @@ def captured(
         stream: to capture on; None: PyTorch's own for that.
 
     Raises:
-        OutOfMemoryError: no room for what the block launches. The capture's own end fails then too, and says less.
+        OutOfMemoryError: no room for what the block launches, or for the graph. The capture's own end fails in the
+            first case too, and says less.
     """
     torch.cuda.synchronize()
     pool = torch.cuda.graph_pool_handle() if pool is None and torch.cuda.is_available() else pool
@@ -42,6 +43,8 @@ def captured(
             broken = isinstance(error, torch.AcceleratorError) and isinstance(error.__context__, torch.OutOfMemoryError)
             if broken and error.__context__ is not None:
                 raise error.__context__ from None
+            if isinstance(error, torch.AcceleratorError) and "out of memory" in str(error):
+                raise torch.OutOfMemoryError(str(error)) from error  # for the graph itself, beside PyTorch's memory
             raise
 
 

@@ -91,6 +91,7 @@ class TrainingMemory:
     upcast: bool = False
     use_cache: bool = False
     padded: bool | None = None  # whether rows differ in length; None: when there is more than one
+    mean_tokens: int | None = None  # of a row, by which policies are chosen; None: rows are full
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Which policies the fast engine takes on a device: the fastest that fit, or what the user insists on.
 
 Of all policies that fit, those are taken whose step is predicted to take the least time (`plan_speed.py`, at the rates
-of one H200, so that `plan` and `train` choose alike wherever they run). Between "selective" and what is computed again
+of one H200, so that `plan` and `train` choose alike wherever they run): memory is there for the longest rows, time is
+that of mean ones, where the data are known and not packed. Between "selective" and what is computed again
 it goes layer by layer, with streamed and with resident weights, so that memory is filled and not more. Layers that are
 computed again move attention's output and both streams to the host ("offload-attention"), or only their input
 ("offload") in FP8, where there is less to hide behind, and where the host has no room for more. A slower bus than an
@@ -125,7 +126,7 @@ def choose_policies(
     most = min(free_bytes, NEARLY_LEANEST * least)
     ends = [family[-1:] for family in families]
     quick = _fastest(shape, settings, ends, lambda plan: needed_bytes(plan) <= most) or leanest
-    seconds, less = (predict_step(shape, settings, each, H200).seconds for each in (found, quick))
+    seconds, less = (_seconds(shape, settings, each) for each in (found, quick))
     return quick if seconds > WORTH_THE_SLACK * less else found
 
 
@@ -215,10 +216,16 @@ def _fastest(
         at = bisect_left(family, True, key=lambda each: fits(predict_fast(shape, settings, each)))
         if at == len(family):
             continue
-        seconds = predict_step(shape, settings, family[at], H200).seconds
+        seconds = _seconds(shape, settings, family[at])
         if best is None or seconds < best[0]:
             best = seconds, family[at]
     return None if best is None else best[1]
+
+
+def _seconds(shape: ModelShape, settings: TrainingMemory, policies: Policies) -> float:
+    """Returns the predicted time of a micro-batch of mean rows."""
+    rows = settings.row_tokens if settings.mean_tokens is None else min(settings.mean_tokens, settings.row_tokens)
+    return predict_step(shape, replace(settings, row_tokens=rows), policies, H200).seconds
 
 
 def _leanest(shape: ModelShape, settings: TrainingMemory, families: list[Family]) -> Policies:
@@ -226,7 +233,7 @@ def _leanest(shape: ModelShape, settings: TrainingMemory, families: list[Family]
 
     def cost(policies: Policies) -> tuple[int, float]:
         needed = needed_bytes(predict_fast(shape, settings, policies))
-        return needed, predict_step(shape, settings, policies, H200).seconds
+        return needed, _seconds(shape, settings, policies)
 
     return min((family[-1] for family in families), key=cost)
 

@@ -121,6 +121,8 @@ def predict_step(
     # written at every use; or, folded, once an optimiser step; an adapter beside kept copies costs next to nothing
     once = 0.0 if policies.fp8 else 1 / settings.gradient_accumulation
     uses = (2 + recomputed) if policies.weights.startswith("stream") else once
+    if settings.quantization == "none" and settings.dropout and not policies.fp8:
+        uses = 0  # the weights are the matrices
     if settings.dora:  # once an optimiser step every matrix is written for the norms of its rows
         uses += 1 / settings.gradient_accumulation
     size = DTYPE_BYTES[settings.compute_dtype]

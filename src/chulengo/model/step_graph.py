@@ -1,7 +1,7 @@
 """Forward and backward of a micro-batch as one CUDA graph.
 
 A step of Llama 2 7B launches some 3,500 kernels. At 512 tokens they run for 66 ms, and launching them takes the host
-390 ms (H200). A graph is launched once: the host's time is gone, whatever the batch. It is tied to shapes, so a batch
+350 ms (H200). A graph is launched once: the host's time is gone, whatever the batch. It is tied to shapes, so a batch
 is filled up to the next of few sizes: its tokens (with sequences that nobody looks at), its sequences (empty ones) and
 its targets (ignored ones). The first batch of a size runs without a graph, which compiles kernels; the second is
 captured; from then on it is replayed. The first one runs on the stream of the capture: where a node of autograd's is
@@ -92,7 +92,8 @@ class StepGraphs:
         self._stream = torch.cuda.Stream(flat.parameter.device) if flat.parameter.is_cuda else None  # type: ignore[no-untyped-call]
         self._seen: set[Key] = set()
         self._captured: dict[Key, _Captured] = {}
-        self._embedded: dict[int, Tensor] = {}
+        self._embedded: Tensor | None = None
+        self._room_for_more = True
         self._gradient: Tensor | None = None
         self._memory = OwnMemory(flat.parameter.device)
         self.serial = 0
@@ -115,8 +116,8 @@ class StepGraphs:
             for place, value in zip(step.optional, (embedded_TD, seed_1), strict=True):
                 if place is not None and value is not None:
                     place.copy_(value)
-        elif key in self._seen and len(self._captured) < MOST_GRAPHS:
-            step = self._captured[key] = self._capture(inputs, embedded_TD, seed_1)
+        elif key in self._seen and self._room_for_more:
+            step = self._captured_now(key, inputs, embedded_TD, seed_1)
         if step is not None:
             step.graph.replay()
             nll = step.nll
@@ -175,13 +176,24 @@ class StepGraphs:
             nll.backward()  # type: ignore[no-untyped-call]
         return nll.detach()
 
+    def _captured_now(
+        self, key: Key, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None
+    ) -> _Captured | None:
+        """Returns a new graph, None where the device has no room for it: from then on there will be no more of them."""
+        try:
+            step = self._captured[key] = self._capture(inputs, embedded_TD, seed_1)
+        except torch.OutOfMemoryError:
+            self._room_for_more = False
+            return None
+        self._room_for_more = len(self._captured) < MOST_GRAPHS
+        return step
+
     def _capture(self, inputs: PackedInputs, embedded_TD: Tensor | None, seed_1: Tensor | None) -> _Captured:
         inputs = inputs.clone()
-        if embedded_TD is not None:  # one place for all graphs of as many tokens: 64 MiB for 8,192 of Llama 2 7B
-            place_TD = self._embedded.get(len(embedded_TD))
-            if place_TD is None:
-                place_TD = self._embedded[len(embedded_TD)] = torch.empty_like(embedded_TD)
-            embedded_TD = place_TD.copy_(embedded_TD)
+        if embedded_TD is not None:  # one place for all graphs, 64 MiB for 8,192 tokens of Llama 2 7B
+            if self._embedded is None or len(self._embedded) < len(embedded_TD):
+                self._embedded = torch.empty_like(embedded_TD)
+            embedded_TD = self._embedded[: len(embedded_TD)].copy_(embedded_TD)
         seed_1 = None if seed_1 is None else seed_1.clone()
         graph = torch.cuda.CUDAGraph()
         _forget_workspaces(self._flat.parameter)
@@ -202,7 +214,7 @@ def _forget_workspaces(on: Tensor) -> None:
 def filled(inputs: PackedInputs, most: int) -> PackedInputs:
     """Returns a batch filled up to one of few sizes, so that few graphs serve a run.
 
-    Equally long sequences that are a whole size together stay as they are: attention is faster for those.
+    Equally long sequences that are a multiple of 256 together stay as they are: attention is faster for those.
 
     Args:
         inputs: the batch.
@@ -210,11 +222,13 @@ def filled(inputs: PackedInputs, most: int) -> PackedInputs:
     """
     tokens, sequences = len(inputs.ids_T), len(inputs.cu_seqlens) - 1
     step = size_step(tokens)
-    targets = filled_up(len(inputs.target_N), step)
-    if tokens % LEAST_STEP == 0 and tokens == sequences * inputs.max_seqlen:
-        return inputs.filled(tokens, sequences, min(targets, tokens), inputs.max_seqlen)
+    is_equal = tokens % LEAST_STEP == 0 and tokens == sequences * inputs.max_seqlen
+    to = tokens if is_equal else filled_up(tokens, step)
+    # quarters of the tokens, so that batches of as many tokens have few sizes; the head is a small part of a step
+    targets = min(filled_up(len(inputs.target_N), filled_up(to // 4, LEAST_STEP)), to)
+    if is_equal:
+        return inputs.filled(to, sequences, targets, inputs.max_seqlen)
     longest = min(filled_up(inputs.max_seqlen, step), most)
-    to = filled_up(tokens, step)
     # the filling itself is one sequence or more, none longer than the longest
     return inputs.filled(to, filled_up(sequences + 1 + (to - tokens) // longest, SEQUENCE_STEP), targets, longest)
 

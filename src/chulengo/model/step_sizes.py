@@ -6,7 +6,7 @@ LEAST_STEP = 256  # tokens
 
 
 def size_step(tokens: int) -> int:
-    """Returns what tokens, targets and the longest sequence of a graph's batch are multiples of.
+    """Returns what tokens and the longest sequence of a graph's batch are multiples of.
 
     An eighth of the next power of two, so that the sizes of a run stay few however large its batches are: each is
     captured once, in the time that the host needs to launch a step.

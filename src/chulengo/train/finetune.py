@@ -256,7 +256,8 @@ def engine_for(config: RunConfig, inputs: Inputs) -> EngineChoice:
     choice = choose_engine(
         config.model.engine, inputs.model_config, policies=wanted_policies(config),
         lora=dataclasses.asdict(config.lora), longest_row=_longest_row(inputs),
-        plan=plan_settings(config, _planned_tokens(config, inputs)), device=config.model.device,
+        plan=plan_settings(config, _planned_tokens(config, inputs), mean_tokens(config, inputs)),
+        device=config.model.device,
     )
     if choice.engine == "fast":
         return choice
@@ -331,8 +332,16 @@ def _planned_tokens(config: RunConfig, inputs: Inputs) -> int:
     return inputs.max_seq_tokens if packed else min(inputs.max_seq_tokens, max(map(row_length, inputs.train.rows)))
 
 
-def plan_settings(config: RunConfig, max_seq_tokens: int) -> dict[str, Any]:
-    """Returns the part of a configuration that decides memory, as `model.plan` takes it."""
+def mean_tokens(config: RunConfig, inputs: Inputs) -> int | None:
+    """Returns the mean tokens of a row that is trained on, where rows are not packed; packs are full."""
+    rows = inputs.train.rows
+    if config.training.batching == "packed" or not rows:
+        return None
+    return max(1, round(sum(map(row_length, rows)) / len(rows)))
+
+
+def plan_settings(config: RunConfig, max_seq_tokens: int, mean_tokens: int | None = None) -> dict[str, Any]:
+    """Returns the part of a configuration that decides memory and policies, as `model.plan` takes it."""
     model, lora, training = config.model, config.lora, config.training
     return {
         "quantization": model.quantization, "double_quant": model.double_quant, "compute_dtype": model.compute_dtype,
@@ -341,7 +350,7 @@ def plan_settings(config: RunConfig, max_seq_tokens: int) -> dict[str, Any]:
         "batch_size": training.batch_size, "max_seq_tokens": max_seq_tokens, "optimizer": training.optimizer,
         "gradient_checkpointing": training.gradient_checkpointing, "precision": training.precision,
         "dropout": lora.dropout, "gradient_accumulation": training.gradient_accumulation,
-        "batching": training.batching,
+        "batching": training.batching, "mean_tokens": mean_tokens,
     }
 
 

@@ -308,6 +308,23 @@ def test_graphs_where_the_host_would_take_longer() -> None:
     assert not large.graphs
 
 
+def test_room_for_the_longest_rows_and_speed_for_mean_ones() -> None:
+    shape = shape_of("7b")
+    for gib in (8, 24, 139):
+        full, usual = (
+            TrainingMemory(4, 2048, optimizer="adamw_8bit", mean_tokens=tokens) for tokens in (None, 440)
+        )
+        found, same = (choose_policies(shape, each, gib * GIB) for each in (usual, full))
+        assert found is not None
+        assert same is not None
+        assert (found.graphs, same.graphs) == (True, False)
+        assert predict_fast(shape, full, found).device_bytes <= gib * GIB
+        seconds = [predict_step(shape, TrainingMemory(4, 440), each, H200).seconds for each in (found, same)]
+        assert seconds[0] < 0.7 * seconds[1]
+    longer = replace(full, mean_tokens=4096)  # of rows that are cut
+    assert choose_policies(shape, longer, 24 * GIB) == choose_policies(shape, full, 24 * GIB)
+
+
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 520), (3, 300), (2, 256), (1, 1), (4, 1900), (3, 1500)])
 def test_a_graphs_batch_is_planned_as_it_is_filled_up(batch: int, tokens: int) -> None:
     import torch
@@ -483,6 +500,10 @@ class TestFP8:
             )
             assert separate["matrices"] == 0 < folded["matrices"]
             assert separate["weights"] == folded["weights"]
+            separate_step = predict_step(
+                shape, TrainingMemory(1, 2048, quantization="none", dropout=0.1), Policies(name, keep), H200
+            )
+            assert separate_step.parts["dequantisation"] == 0
 
     def test_gradients_of_gate_and_up_are_there_in_a_byte_too(self) -> None:
         shape, settings, full = shape_of("7b"), TrainingMemory(4, 2048), ("full",) * 32

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import command_kit
 import tiny_models
 from chulengo.cli.main import main
+from chulengo.config.schema import RunConfig
+from chulengo.data.renderer import RenderedRow
 from chulengo.errors import DoesNotFitError
+from chulengo.model.fast import FastModel
 from chulengo.model.plan import DeviceMemory
 from chulengo.train import engine
+from chulengo.train.finetune import mean_tokens, plan_settings
 from chulengo.train.resume import advise_resumed, asked_policies, decisive
 
 PLENTY, SCARCE = 64 << 30, 1 << 20
@@ -82,6 +90,36 @@ def test_what_was_insisted_on_stays_and_the_way_out_can_be_typed(
     assert trained_with(run).startswith("keep")
     assert main(["train", "--resume", str(run), "--set", "model.activations_policy=auto"]) == 0
     assert trained_with(run).startswith("full")
+
+
+def test_an_optimiser_of_another_order_is_refused(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, wanted = tmp_path / "run", FastModel.trainable_names
+    memory(monkeypatch, PLENTY)
+    assert main(words) == 0
+    for name in ("adapter", "checkpoints/checkpoint-2"):  # so there is a step left
+        shutil.rmtree(run / name)
+    state = torch.load(run / "checkpoints" / "checkpoint-1" / "optimizer.pt", weights_only=True)
+    assert len(set(state["order"])) == len(state["order"]) > 7
+    monkeypatch.setattr(FastModel, "trainable_names", lambda self: wanted(self)[::-1])
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "another order of the adapter's tensors: another version wrote it" in capsys.readouterr().err
+    monkeypatch.setattr(FastModel, "trainable_names", wanted)
+    assert main(["train", "--resume", str(run)]) == 0
+
+
+def test_where_rows_are_packed_they_are_full() -> None:
+    rows = [
+        RenderedRow(ids=[1] * size, trained=[True] * size, source="", turn_ends=[size], encoder_ids=None)
+        for size in (10, 21)
+    ]
+    inputs = SimpleNamespace(train=SimpleNamespace(rows=rows))
+    config = RunConfig()
+    assert mean_tokens(config, inputs) == 16  # type: ignore[arg-type]
+    packed = replace(config, training=replace(config.training, batching="packed"))
+    assert mean_tokens(packed, inputs) is None  # type: ignore[arg-type]
+    assert plan_settings(config, 21, 16)["mean_tokens"] == 16
 
 
 def test_asked_policies(tmp_path: Path) -> None:
