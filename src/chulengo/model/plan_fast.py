@@ -27,7 +27,7 @@ from chulengo.model.plan_memory import (
     gib,
 )
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
-from chulengo.model.step_sizes import filled_up
+from chulengo.model.step_sizes import GRAPH_BYTES, MOST_GRAPHS, PACKED_GRAPHS, filled_up
 
 CONTEXT = "CUDA context"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: code, 8-bit scale of 64, float32 scale of 256 of those
@@ -126,6 +126,8 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
     beside = {}
     if settings.device == "cuda":
         beside = {CONTEXT: CUDA_CONTEXT_BYTES, SLACK: _held(shape, tokens * size, sum(moments[peak].values()))}
+        if policies.graphs:
+            beside["CUDA graphs"] = GRAPH_BYTES * (PACKED_GRAPHS if settings.mean_tokens is None else MOST_GRAPHS)
     pinned = pinned_bytes(shape, settings, policies) if settings.device == "cuda" else 0
     notes = (f"states of layers take {gib(pinned)} of the host's memory, pinned",) if pinned else ()
     return Plan(

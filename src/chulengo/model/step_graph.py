@@ -36,11 +36,9 @@ from chulengo.model.allocator import OwnMemory
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.graph_capture import captured
 from chulengo.model.packed_inputs import PackedInputs
-from chulengo.model.step_sizes import LEAST_STEP, filled_up, size_step
+from chulengo.model.step_sizes import LEAST_STEP, MOST_GRAPHS, filled_up, size_step
 
 SEQUENCE_STEP = 32
-# a graph takes memory of the device that PyTorch does not count; beyond as many, batches of rare sizes run without one
-MOST_GRAPHS = 32
 
 Key = tuple[int, ...]
 # (inputs on the device, embeddings or None, number of the dropout masks or None) -> the summed loss, differentiable

