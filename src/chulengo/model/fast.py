@@ -343,7 +343,8 @@ class FastModel:
         self._matrices.release(self._groups)
         self._graphs = None
         if self._uses_graphs and self._flat is not None:
-            self._graphs = StepGraphs(self._flat, self._loss)
+            states = self._host_states
+            self._graphs = StepGraphs(self._flat, self._loss, None if states is None else states.forget)
         self._refreshing = RepeatedWork(lambda: self._matrices.refresh(self._groups))
         self._refresh(True)
 

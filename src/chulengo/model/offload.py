@@ -88,6 +88,13 @@ class HostStates:
             self._send_for(index - 1, device)
         return states
 
+    def forget(self) -> None:
+        """Drops the states of a pass that was broken off in a capture, whose events nobody can wait for."""
+        self._leaving = None
+        self._coming.clear()
+        self._kept.clear()
+        self._owners.clear()
+
     def _let_go(self) -> None:
         if self._leaving is not None:
             states, whole = self._leaving

@@ -83,9 +83,15 @@ class RepeatedWork:
 class StepGraphs:
     """The graphs of one model, by the shapes of the batch."""
 
-    def __init__(self, flat: FlatFactors, loss: Loss) -> None:
-        """Captures nothing yet."""
-        self._flat, self._loss = flat, loss
+    def __init__(self, flat: FlatFactors, loss: Loss, broken_off: Callable[[], None] | None = None) -> None:
+        """Captures nothing yet.
+
+        Args:
+            flat: the factors whose gradients are made.
+            loss: of a batch.
+            broken_off: called after a pass that did not end; None: nothing is left of one.
+        """
+        self._flat, self._loss, self._broken_off = flat, loss, broken_off
         # capture and everything before it happen on one stream: nodes of autograd belong to the one they were made on
         self._stream = torch.cuda.Stream(flat.parameter.device) if flat.parameter.is_cuda else None  # type: ignore[no-untyped-call]
         self._seen: set[Key] = set()
@@ -182,6 +188,8 @@ class StepGraphs:
             step = self._captured[key] = self._capture(inputs, embedded_TD, seed_1)
         except torch.OutOfMemoryError:
             self._room_for_more = False
+            if self._broken_off is not None:
+                self._broken_off()
             return None
         self._room_for_more = len(self._captured) < MOST_GRAPHS
         return step

@@ -43,3 +43,23 @@ def test_a_block_of_a_backward_that_was_broken_off_is_not_free_before_its_copy(m
     assert ("main", "on its way") in log
     assert log.index(("main", "on its way")) < len(log) - 1 - log[::-1].index(("side", "main"))
     assert 1 not in states._coming
+
+
+def test_nobody_waits_for_a_pass_that_was_broken_off_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[tuple[str, object]] = []
+    main = Stream(log, "main")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    states = HostStates(torch.device("cpu"))
+    states._stream = Stream(log, "side")  # type: ignore[assignment]
+    x = torch.ones(8)
+    for layer in (0, 1):
+        states._pinned[layer, 0] = torch.empty(8)
+        states._coming[layer] = (x,), "captured"  # type: ignore[assignment]
+    states._leaving = (x,), "captured"  # type: ignore[assignment]
+    states._owners[1] = 1
+    states.forget()
+    for layer in (0, 1):
+        states.put(layer, [x], serial=2)
+    assert torch.equal(states.take(1, x.device, serial=2)[0], x)
+    assert "captured" not in [event for _, event in log]

@@ -158,9 +158,11 @@ def test_where_there_is_no_room_for_a_graph_none_is_needed(
         raise torch.AcceleratorError("CUDA error: out of memory")
 
     monkeypatch.setattr(torch.cuda, "graph", no_room)
-    found = trained(graphed)
     assert graphed._graphs is not None
-    assert (len(tries), len(graphed._graphs._captured)) == (1, 0)
+    forgotten: list[int] = []
+    graphed._graphs._broken_off = lambda: forgotten.append(1)
+    found = trained(graphed)
+    assert (len(tries), len(forgotten), len(graphed._graphs._captured)) == (1, 1, 0)
     for value, own in zip(expected, found, strict=True):
         torch.testing.assert_close(own, value, rtol=1e-4, atol=1e-5)
 
