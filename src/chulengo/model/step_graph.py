@@ -22,6 +22,7 @@ own micro-step, and draws the masks that the step would have had without a graph
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,6 +189,10 @@ class StepGraphs:
             step = self._captured[key] = self._capture(inputs, embedded_TD, seed_1)
         except torch.OutOfMemoryError:
             self._room_for_more = False
+            warnings.warn(
+                f"The device has no room for more than {len(self._captured)} CUDA graphs: batches of other sizes run "
+                "without one. The same numbers, slower; a smaller training.batch_size leaves room.", stacklevel=2,
+            )  # fmt: skip
             if self._broken_off is not None:
                 self._broken_off()
             return None
