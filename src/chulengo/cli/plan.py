@@ -231,7 +231,8 @@ def _times(
     from dataclasses import replace
 
     from chulengo.model.plan_shapes import read_shape
-    from chulengo.model.plan_speed import predict_step
+    from chulengo.model.plan_speed import launch_seconds, predict_step
+    from chulengo.model.step_sizes import num_graphs
 
     shape = read_shape(model_config)
     if rates is None or shape is None:
@@ -240,7 +241,13 @@ def _times(
     if facts is None:
         return step, None
     usual = predict_step(shape, replace(settings, row_tokens=facts.mean_tokens), policies, rates)
-    return step, facts.steps * settings.gradient_accumulation * usual.seconds
+    micro_batches = facts.steps * settings.gradient_accumulation
+    seconds = micro_batches * usual.seconds
+    if policies.graphs:  # the first batch of a size runs without one, the second is captured
+        full = settings.batch_size * settings.row_tokens
+        graphs = num_graphs(full, packed=settings.mean_tokens is None)
+        seconds += min(2 * graphs, micro_batches) * launch_seconds(policies)
+    return step, seconds
 
 
 def parse_size(text: str) -> int:
@@ -397,10 +404,12 @@ def _speed_lines(forecast: RunForecast, settings: TrainingMemory, facts: DataFac
         f"their {1e3 * step.seconds:,.0f} ms: {parts}",
     ]
     if facts is not None and forecast.run_seconds is not None:
-        usual = f"{settings.batch_size} x {facts.mean_tokens:,} tokens"
+        usual = settings.batch_size * facts.mean_tokens
+        speed = facts.steps * settings.gradient_accumulation * usual / max(forecast.run_seconds, 1e-9)
         lines.append(
-            f"the run: about {_duration(forecast.run_seconds)} for {facts.steps:,} steps in micro-batches of {usual} "
-            "on average, without validation and saving"
+            f"the run: about {_duration(forecast.run_seconds)} for {facts.steps:,} steps in micro-batches of "
+            f"{settings.batch_size} x {facts.mean_tokens:,} tokens on average, {speed:,.0f} tokens/s, without "
+            "validation and saving"
         )
     return lines
 

@@ -5,8 +5,9 @@ whole process, as nvidia-smi shows it, so the allocator gets what the CUDA conte
 one place only, the allocator: the plan reads it back there (`limit_of`), so that no plan can count on memory that the
 run will not get, and a cap that a program of one's own has set counts as well.
 
-What the limit cannot hold is memory that does not come from the allocator: more than the usual context, and
-bitsandbytes' paged optimiser states, which the driver moves to the host when the card is full.
+What the limit cannot hold is memory that does not come from the allocator: more than the usual context, CUDA graphs,
+for which the plan leaves room, and bitsandbytes' paged optimiser states, which the driver moves to the host when the
+card is full.
 """
 
 from __future__ import annotations

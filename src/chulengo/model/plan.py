@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from chulengo.errors import DoesNotFitError
 from chulengo.model.gpu_limit import limit_of
-from chulengo.model.plan_memory import SLACK, Plan, TrainingMemory, gib, predict_memory
+from chulengo.model.plan_memory import GRAPHS, SLACK, Plan, TrainingMemory, gib, predict_memory
 from chulengo.model.plan_shapes import stored_shapes
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 BATCH_KEYS = ("training.batch_size", "training.gradient_accumulation")
+NOT_NEEDED = (SLACK, GRAPHS)  # beside the tensors, to start at all
 LEAST_TOKENS, LEAST_RANK = 256, 4  # nobody is advised to go below
 
 
@@ -149,8 +150,8 @@ def room_line(plan: Plan, device: DeviceMemory, verdict: str = "fits") -> str:
 
 
 def needed_bytes(plan: Plan) -> int:
-    """Returns what must be free for the run to start at all: everything but the allocator's slack."""
-    return plan.device_bytes - plan.beside.get(SLACK, 0)
+    """Returns what must be free for the run to start at all: everything but the allocator's slack, and graphs."""
+    return plan.device_bytes - sum(plan.beside.get(name, 0) for name in NOT_NEEDED)
 
 
 def smallest_change(
@@ -210,7 +211,8 @@ def _together(changes: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def does_not_fit(plan: Plan, device: DeviceMemory) -> str:
     """Returns the sentence that says what is needed and what there is."""
-    largest = sorted(plan.parts.items(), key=lambda part: -part[1])[:3]
+    needed = {name: size for name, size in plan.parts.items() if name not in NOT_NEEDED}
+    largest = sorted(needed.items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {gib(size)}" for name, size in largest if size)
     least = "" if plan.predicted else "at least "
     return (

@@ -20,6 +20,7 @@ from chulengo.model.allocator import segments_grow
 from chulengo.model.plan_memory import (
     CUDA_CONTEXT_BYTES,
     DTYPE_BYTES,
+    GRAPHS,
     SLACK,
     WORKSPACE_BYTES,
     Plan,
@@ -27,7 +28,7 @@ from chulengo.model.plan_memory import (
     gib,
 )
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
-from chulengo.model.step_sizes import GRAPH_BYTES, MOST_GRAPHS, PACKED_GRAPHS, filled_up
+from chulengo.model.step_sizes import GRAPH_BYTES, filled_up, num_graphs
 
 CONTEXT = "CUDA context"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: code, 8-bit scale of 64, float32 scale of 256 of those
@@ -127,7 +128,7 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
     if settings.device == "cuda":
         beside = {CONTEXT: CUDA_CONTEXT_BYTES, SLACK: _held(shape, tokens * size, sum(moments[peak].values()))}
         if policies.graphs:
-            beside["CUDA graphs"] = GRAPH_BYTES * (PACKED_GRAPHS if settings.mean_tokens is None else MOST_GRAPHS)
+            beside[GRAPHS] = GRAPH_BYTES * num_graphs(tokens, packed=settings.mean_tokens is None)
     pinned = pinned_bytes(shape, settings, policies) if settings.device == "cuda" else 0
     notes = (f"states of layers take {gib(pinned)} of the host's memory, pinned",) if pinned else ()
     return Plan(

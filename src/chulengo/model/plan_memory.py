@@ -60,6 +60,7 @@ SAVED, LAYER, HEAD, CACHE, CASTS, WORKSPACE = (
     "workspace",
 )  # fmt: skip
 CONTEXT, SLACK, PROCESS = "CUDA context", "allocator slack", "Python and libraries"
+GRAPHS = "CUDA graphs"  # beside PyTorch's memory; a run goes on without the ones that find no room
 
 
 @dataclass(frozen=True, slots=True)

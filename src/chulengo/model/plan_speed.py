@@ -138,14 +138,19 @@ def predict_step(
         "elementwise": tokens * layers * size * (22 * shape.hidden + 10 * shape.intermediate) * (1 + 0.35 * again)
         / (ELEMENTWISE_SHARE * rates.copy_bytes) * (FP8_ELEMENTWISE if policies.fp8 else 1),
     }  # fmt: skip
-    launches = 0.0 if policies.graphs else LAUNCH_SECONDS * layers * (1 + LAUNCHES_AGAIN * again)
-    if policies.fp8:
-        launches *= FP8_LAUNCHES
+    launches = 0.0 if policies.graphs else launch_seconds(policies)
     parts["waiting for launches"] = max(0.0, launches - sum(parts.values()))
     copied = moved_bytes(shape, settings, policies) / (BUS_SHARE * rates.bus_bytes)  # in each direction
     forward = FORWARD_SHARE * sum(parts.values()) / (1 + 0.78 * FORWARD_SHARE * again)
     parts["waiting for the host's memory"] = max(0.0, copied - forward)
     return StepTime(parts, settings.batch_size * settings.row_tokens)
+
+
+def launch_seconds(policies: Policies) -> float:
+    """Returns the time that the host takes to launch a micro-batch without a graph, or to capture one."""
+    again = sum(policy in RECOMPUTED for policy in policies.activations)
+    seconds = LAUNCH_SECONDS * (len(policies.activations) + LAUNCHES_AGAIN * again)
+    return seconds * FP8_LAUNCHES if policies.fp8 else seconds
 
 
 def _adapter_values(shape: ModelShape, settings: TrainingMemory, targets: tuple[str, ...], again: float) -> float:
