@@ -9,7 +9,7 @@ are taken. The limit: of a copy that was written anew, or whose original is gone
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import sys
 from pathlib import Path
@@ -154,29 +154,23 @@ def _shared_files(config: RunConfig, files: list[str]) -> dict[Path, Path]:
     """Returns the files of these sources that the run was trained on, or copies of such: as called now -> resolved."""
     from chulengo.data.sources import files_of
     from chulengo.train.inputs import data_source
+    from chulengo.train.whole_files import sha256_of
 
     trained_on = {file.resolve() for file in files_of(data_source(config.data.train))}
     by_size: dict[int, list[Path]] = {}
     for file in sorted(trained_on):
         by_size.setdefault(file.stat().st_size, []).append(file)
-    hashes: dict[Path, str] = {}
+    hash_of = functools.cache(sha256_of)
     shared = {}
     for here in (file for each in files for file in files_of(data_source(each))):
         if here.resolve() in trained_on:
             shared[here] = here.resolve()
             continue
         alike = by_size.get(here.stat().st_size, [])
-        same = (file for file in alike if _hash_of(file, hashes) == _hash_of(here, hashes))
+        same = (file for file in alike if hash_of(file) == hash_of(here))
         if (copy := next(same, None)) is not None:
             shared[here] = copy
     return shared
-
-
-def _hash_of(file: Path, known: dict[Path, str]) -> str:
-    if file not in known:
-        with file.open("rb") as opened:
-            known[file] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return known[file]
 
 
 def _names(run: Path, source: str) -> tuple[bool, bool, RunConfig]:

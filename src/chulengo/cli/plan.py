@@ -228,11 +228,8 @@ def _times(
     facts: DataFacts | None,
 ) -> tuple[StepTime | None, float | None]:
     """Returns the time of a full micro-batch, and of the run, whose micro-batches have the mean tokens of the data."""
-    from dataclasses import replace
-
     from chulengo.model.plan_shapes import read_shape
-    from chulengo.model.plan_speed import launch_seconds, predict_step
-    from chulengo.model.step_sizes import num_graphs
+    from chulengo.model.plan_speed import predict_step, run_seconds
 
     shape = read_shape(model_config)
     if rates is None or shape is None:
@@ -240,14 +237,10 @@ def _times(
     step = predict_step(shape, settings, policies, rates)
     if facts is None:
         return step, None
-    usual = predict_step(shape, replace(settings, row_tokens=facts.mean_tokens), policies, rates)
-    micro_batches = facts.steps * settings.gradient_accumulation
-    seconds = micro_batches * usual.seconds
-    if policies.graphs:  # the first batch of a size runs without one, the second is captured
-        full = settings.batch_size * settings.row_tokens
-        graphs = num_graphs(full, packed=settings.mean_tokens is None)
-        seconds += min(2 * graphs, micro_batches) * launch_seconds(policies)
-    return step, seconds
+    return step, run_seconds(
+        shape, settings, policies, rates, mean_tokens=facts.mean_tokens,
+        micro_batches=facts.steps * settings.gradient_accumulation,
+    )  # fmt: skip
 
 
 def parse_size(text: str) -> int:
@@ -303,13 +296,12 @@ def _settings(
     longest = facts.longest_row if facts else limit
     assert longest is not None, "no limit and no data was refused above"
     tokens = limit if full and limit is not None else min(limit or longest, longest)
-    usual = None if facts is None or config.training.batching == "packed" else facts.mean_tokens
-    return training_memory(device=device, **plan_settings(config, tokens, usual))
+    return training_memory(device=device, **plan_settings(config, tokens, facts.mean_tokens if facts else None))
 
 
 def _data_facts(config: RunConfig) -> DataFacts:
     """Returns what the rendered rows say. The ledger's problems are left to `inspect` and `train`."""
-    from chulengo.data.batches import EpochBatches, pack_rows, row_length
+    from chulengo.data.batches import EpochBatches, mean_length, pack_rows, row_length
     from chulengo.train.finetune import prepare_inputs
     from chulengo.train.optimizer import num_steps
 
@@ -327,9 +319,9 @@ def _data_facts(config: RunConfig) -> DataFacts:
     steps = num_steps(
         steps_per_epoch=batches.steps_per_epoch, epochs=training.epochs, max_steps=training.max_steps
     )
-    mean = round(sum(units) / max(1, len(units)))
     return DataFacts(
-        len(lengths), ledger.num_tokens, ledger.num_supervised_tokens, max(lengths, default=0), steps, max(1, mean)
+        len(lengths), ledger.num_tokens, ledger.num_supervised_tokens, max(lengths, default=0), steps,
+        mean_length(units),
     )
 
 

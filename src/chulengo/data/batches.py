@@ -41,6 +41,11 @@ def row_length(row: RenderedRow) -> int:
     return len(row.ids) + len(row.encoder_ids or ())
 
 
+def mean_length(lengths: Sequence[int]) -> int:
+    """Returns the mean tokens of rows or packs, rounded, at least 1."""
+    return max(1, round(sum(lengths) / max(1, len(lengths))))
+
+
 def epoch_steps(
     lengths: Sequence[int], *, step_rows: int, by_length: bool, seed: int, epoch: int
 ) -> list[list[int]]:

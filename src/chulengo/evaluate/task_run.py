@@ -43,6 +43,7 @@ from chulengo.evaluate.task_items import FEWEST_DOCUMENTS, Item
 from chulengo.evaluate.tasks import Task
 from chulengo.generate.engine import Prompt, chat_prompt, complete_all, raw_prompt
 from chulengo.generate.settings import GenerationSettings, item_seed
+from chulengo.train.whole_files import sha256_of
 
 if TYPE_CHECKING:
     from chulengo.model.session import Session
@@ -145,16 +146,11 @@ def _read_seconds(file: Path) -> dict[str, float]:
 def model_settings(session: Session, side: str) -> dict[str, Any]:
     """Returns what decides a side's losses and, with the generation's settings, its answers; JSON-able."""
     adapter = session.adapter if side == "tuned" else None
-    weights = None if adapter is None else _file_hash(adapter / "adapter_model.safetensors")
+    weights = None if adapter is None else sha256_of(adapter / "adapter_model.safetensors")
     return {
         "model": session.model_name, "adapter": weights, "quantization": session.quantization,
         "dtype": str(session.model.dtype).removeprefix("torch."), "renderer": session.renderer.fingerprint(),
     }
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prompts_hash(items: Sequence[Item]) -> str:

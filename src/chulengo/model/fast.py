@@ -40,12 +40,11 @@ from chulengo.model.dora import check_norm
 from chulengo.model.dropout import step_seed
 from chulengo.model.flat_factors import FlatFactors
 from chulengo.model.folder import read_config
-from chulengo.model.fp8_products import FP8_POLICIES, check_fp8
 from chulengo.model.linear_group import LoraForm, Matrices
 from chulengo.model.llama_shape import LlamaShape, read_llama_shape, refuse, rope_tables
 from chulengo.model.llama_weights import LlamaWeights, load_llama_weights
 from chulengo.model.load import resolve_device, resolve_dtype
-from chulengo.model.load_settings import check_embeddings, layer_policies, quantizes
+from chulengo.model.load_settings import layer_policies, quantizes
 from chulengo.model.lora import (
     adapter_settings,
     attach_fresh,
@@ -58,6 +57,9 @@ from chulengo.model.lora import (
 from chulengo.model.lora_settings import ALL_LINEAR, LoraSettings, lora_settings
 from chulengo.model.offload import HostStates
 from chulengo.model.packed_inputs import PackedInputs, pack_batch, pack_sequences
+from chulengo.model.plan import device_memory
+from chulengo.model.plan_policies import Wanted
+from chulengo.model.policy_checks import check_policies
 from chulengo.model.rehearsal import beside, compile_step, few_tokens
 from chulengo.model.step_graph import RepeatedWork, StepGraphs, filled
 
@@ -463,13 +465,12 @@ def load_fast(
     dtype = resolve_dtype(compute_dtype, place)
     ops.choose(place, backend)  # raises for kernels that are not there, before anything is read
     policies = layer_policies(activations, shape.sizes.num_layers)
-    if weights in FP8_POLICIES:
-        check_fp8(shape.sizes, place)
+    if embeddings not in ("device", "host"):
+        raise ConfigError(f"The embeddings are to be on {embeddings!r}.", allowed="device, host")
+    wanted = Wanted(weights, embeddings=embeddings, graphs="always" if graphs else "never")
+    check_policies(wanted, shape.sizes, device_memory(str(place)))
     lasting = OwnMemory(place)
     matrices = Matrices(policy=weights, dtype=dtype, backend=backend, lasting=lasting)
-    check_embeddings(embeddings, shape)
-    if graphs and place.type != "cuda":
-        raise ConfigError(f"CUDA graphs were asked for on {place}.", allowed="CUDA devices")
     if vocab_size is not None and vocab_size > shape.sizes.vocab:
         raise ModelError(
             f"The tokenizer has {vocab_size:,} ids but the model embeds {shape.sizes.vocab:,}: they do not belong "

@@ -31,14 +31,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chulengo.errors import ConfigError
-from chulengo.kernels import limits, ops
+from chulengo.kernels import ops
 from chulengo.kernels.columns import num_columns
 from chulengo.kernels.reference import nf4
 from chulengo.kernels.reference.fp8 import AdapterCopies, ColumnTable
 from chulengo.model.allocator import OwnMemory
-from chulengo.model.covered import fp8_widths_not_covered
-from chulengo.model.plan_shapes import ModelShape
 
 FP8_POLICIES = ("stream-fp8", "resident-fp8")
 IN_16_BITS = "--set model.weights_policy=auto"
@@ -143,22 +140,6 @@ def fp8_group(weights: list[nf4.NF4Weight | Tensor], host_weights: list[nf4.NF4W
     """Returns a group with the scales of its weights, without an adapter."""
     rows, columns = zip(*(_scales(weight) for weight in weights), strict=True)
     return Fp8Group(weights, host_weights, torch.cat(rows), torch.stack(columns).amax(0))
-
-
-def check_fp8(shape: ModelShape, place: torch.device) -> None:
-    """Raises `ConfigError` where a GPU has no products in e4m3, or not of this model's sizes. A CPU has them all."""
-    if place.type != "cuda":
-        return
-    if torch.cuda.get_device_capability(place) < limits.FP8_CAPABILITY:
-        raise ConfigError(
-            f"{torch.cuda.get_device_name(place)} has no products in FP8.",
-            allowed="GPUs of compute capability 8.9 and above", next_step=IN_16_BITS,
-        )
-    if (odd := fp8_widths_not_covered(shape)) is not None:
-        raise ConfigError(
-            f"The model has {odd} features, for which there are no products in FP8.",
-            allowed=f"multiples of {limits.FP8_STEP}", next_step=IN_16_BITS,
-        )
 
 
 @lru_cache(maxsize=16)  # groups of all layers are alike

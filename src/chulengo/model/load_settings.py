@@ -7,7 +7,7 @@ from typing import Any
 
 from chulengo.errors import ConfigError, ModelError
 from chulengo.model import llama
-from chulengo.model.llama_shape import LlamaShape, refuse
+from chulengo.model.llama_shape import refuse
 
 
 def quantizes(config: dict[str, Any], quantization: str) -> bool:
@@ -29,16 +29,6 @@ def quantizes(config: dict[str, Any], quantization: str) -> bool:
     if quantization != "nf4":
         raise ModelError("The weights are already quantised to nf4.", next_step="--set model.quantization=nf4")
     return False
-
-
-def check_embeddings(embeddings: str, shape: LlamaShape) -> None:
-    """Raises `ConfigError` where the embeddings cannot be where they were asked for: device or host."""
-    if embeddings not in ("device", "host"):
-        raise ConfigError(f"The embeddings are to be on {embeddings!r}.", allowed="device, host")
-    if embeddings == "host" and shape.sizes.tied:
-        raise ConfigError(
-            "The embeddings cannot stay on the host: the model's head is the same table.", allowed="device"
-        )
 
 
 def layer_policies(activations: str | Sequence[str], num_layers: int) -> tuple[str, ...]:

@@ -110,15 +110,14 @@ class StoredTensors:
         Raises:
             ModelError: it is missing, of another shape, or quantised in another way.
         """
-        prefix = f"{name}."
-        parts = [key for key in self._files if key.startswith(prefix)]
+        parts = self._parts(name)
         if not parts:
             if not self._quantize:
                 return self.plain(name, shape)
             quantized = nf4.quantize(self._checked(name, shape).to(self._device), double_quant=self._double_quant)
             self._finite[name] = quantized.is_finite()
             return quantized.placed(self._kept)
-        tensors = {key.removeprefix(prefix): self._read(key).to(self._device) for key in parts}
+        tensors = {key.removeprefix(f"{name}."): self._read(key).to(self._device) for key in parts}
         try:
             stored = nf4.from_state_dict(tensors | {"": self._read(name).to(self._device)})
         except KernelError as error:
@@ -136,7 +135,7 @@ class StoredTensors:
         It is there where none is quantised, and saves a matrix of their product beside them. Not without memory of
         their own: they are to go one by one.
         """
-        is_plain = not self._quantize and not any(self._is_quantized(name) for name in names)
+        is_plain = not self._quantize and not any(self._parts(name) for name in names)
         if self._lasting is None or len(names) == 1 or not is_plain:
             return [self.linear(name, shape) for name, shape in zip(names, shapes, strict=True)], None
         whole = sum(rows for rows, _ in shapes), shapes[0][1]
@@ -146,8 +145,9 @@ class StoredTensors:
             part.copy_(self._checked(name, shape))
         return list(parts), joined_OI
 
-    def _is_quantized(self, name: str) -> bool:
-        return any(key.startswith(f"{name}.") for key in self._files)
+    def _parts(self, name: str) -> list[str]:
+        """Returns the names of what a weight in 4 bits has beside its codes; of another there are none."""
+        return [key for key in self._files if key.startswith(f"{name}.")]
 
     def skip(self, name: str) -> None:
         """Counts a tensor as used that stands for another one: the head of a model whose head is tied."""

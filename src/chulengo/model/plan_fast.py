@@ -18,6 +18,7 @@ from typing import Any
 from chulengo.kernels.columns import num_columns
 from chulengo.model.allocator import segments_grow
 from chulengo.model.plan_memory import (
+    CONTEXT,
     CUDA_CONTEXT_BYTES,
     DTYPE_BYTES,
     GRAPHS,
@@ -30,7 +31,6 @@ from chulengo.model.plan_memory import (
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
 from chulengo.model.step_sizes import GRAPH_BYTES, filled_up, num_graphs
 
-CONTEXT = "CUDA context"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: code, 8-bit scale of 64, float32 scale of 256 of those
 NF4_SINGLE_BYTES = 0.5 + 4 / 64
 STATES_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0 + 8 / 256, "paged_adamw_8bit": 2.0 + 8 / 256, "paged_adamw_32bit": 8.0}
@@ -86,6 +86,17 @@ def step_tokens(settings: TrainingMemory, policies: Policies) -> int:
     return filled_up(tokens) if policies.graphs else tokens
 
 
+def graphs_of(settings: TrainingMemory, policies: Policies) -> int:
+    """Returns how many graphs a run may have: its batches differ in size."""
+    packed = settings.mean_tokens is None
+    return num_graphs(step_tokens(settings, policies), packed=packed) if policies.graphs else 0
+
+
+def weights_are_matrices(settings: TrainingMemory, policies: Policies) -> bool:
+    """Returns whether products take the weights as they are: not quantised, and the adapter is not folded in."""
+    return settings.quantization == "none" and bool(settings.dropout) and not policies.fp8
+
+
 def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies) -> Plan:
     """Returns the predicted memory of a training run of the fast engine on a GPU.
 
@@ -127,8 +138,7 @@ def predict_fast(shape: ModelShape, settings: TrainingMemory, policies: Policies
     beside = {}
     if settings.device == "cuda":
         beside = {CONTEXT: CUDA_CONTEXT_BYTES, SLACK: _held(shape, tokens * size, sum(moments[peak].values()))}
-        if policies.graphs:
-            beside[GRAPHS] = GRAPH_BYTES * num_graphs(tokens, packed=settings.mean_tokens is None)
+        beside |= {GRAPHS: GRAPH_BYTES * graphs_of(settings, policies)} if policies.graphs else {}
     pinned = pinned_bytes(shape, settings, policies) if settings.device == "cuda" else 0
     notes = (f"states of layers take {gib(pinned)} of the host's memory, pinned",) if pinned else ()
     return Plan(
@@ -151,8 +161,8 @@ def _held(shape: ModelShape, column_bytes: int, used: int) -> int:
 
 
 def _matrices(shape: ModelShape, settings: TrainingMemory, policies: Policies, size: int) -> int:
-    if settings.quantization == "none" and settings.dropout and not policies.fp8:
-        return 0  # the adapter is not folded in: they are the weights
+    if weights_are_matrices(settings, policies):
+        return 0
     if policies.weights == "resident":
         return size * shape.num_layers * shape.layer_linear_weights
     if not policies.fp8:

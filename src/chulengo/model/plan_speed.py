@@ -14,10 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from chulengo.model.plan_fast import RECOMPUTED, Policies, moved_bytes, step_tokens
+from chulengo.model.plan_fast import (
+    RECOMPUTED,
+    Policies,
+    graphs_of,
+    moved_bytes,
+    step_tokens,
+    weights_are_matrices,
+)
 from chulengo.model.plan_memory import DTYPE_BYTES, TrainingMemory
 from chulengo.model.plan_shapes import LINEAR_NAMES, ModelShape, linear_targets
 
@@ -121,8 +128,8 @@ def predict_step(
     # written at every use; or, folded, once an optimiser step; an adapter beside kept copies costs next to nothing
     once = 0.0 if policies.fp8 else 1 / settings.gradient_accumulation
     uses = (2 + recomputed) if policies.weights.startswith("stream") else once
-    if settings.quantization == "none" and settings.dropout and not policies.fp8:
-        uses = 0  # the weights are the matrices
+    if weights_are_matrices(settings, policies):
+        uses = 0
     if settings.dora:  # once an optimiser step every matrix is written for the norms of its rows
         uses += 1 / settings.gradient_accumulation
     size = DTYPE_BYTES[settings.compute_dtype]
@@ -151,6 +158,27 @@ def launch_seconds(policies: Policies) -> float:
     again = sum(policy in RECOMPUTED for policy in policies.activations)
     seconds = LAUNCH_SECONDS * (len(policies.activations) + LAUNCHES_AGAIN * again)
     return seconds * FP8_LAUNCHES if policies.fp8 else seconds
+
+
+def run_seconds(
+    shape: ModelShape, settings: TrainingMemory, policies: Policies, rates: DeviceRates, *, mean_tokens: int,
+    micro_batches: int,
+) -> float:  # fmt: skip
+    """Returns the predicted time of a run on a GPU, without evaluation and saving.
+
+    Of each size of a graph the first micro-batch runs without it, and the second is captured before it runs.
+
+    Args:
+        shape: of the model.
+        settings: of the run.
+        policies: of the engine.
+        rates: of the device.
+        mean_tokens: of a row, or of a pack.
+        micro_batches: of the run.
+    """
+    usual = predict_step(shape, replace(settings, row_tokens=mean_tokens), policies, rates)
+    captures = min(2 * graphs_of(settings, policies), micro_batches) * launch_seconds(policies)
+    return micro_batches * usual.seconds + captures
 
 
 def _adapter_values(shape: ModelShape, settings: TrainingMemory, targets: tuple[str, ...], again: float) -> float:

@@ -4,7 +4,8 @@ A step of Llama 2 7B launches some 3,500 kernels. At 512 tokens they run for 66 
 350 ms (H200). A graph is launched once: the host's time is gone, whatever the batch. It is tied to shapes, so a batch
 is filled up to the next of few sizes: its tokens (with sequences that nobody looks at), its sequences (empty ones) and
 its targets (ignored ones). The first batch of a size runs without a graph, which compiles kernels; the second is
-captured; from then on it is replayed. The first one runs on the stream of the capture: where a node of autograd's is
+captured; from then on it is replayed. At most `MOST_GRAPHS` are captured, and none for which the device has no room:
+batches of rarer sizes go on without. The first one runs on the stream of the capture: where a node of autograd's is
 still there when the capture begins (somebody holds a loss, or the backward's thread is late), it is met again, and a
 capture cannot wait for another stream's.
 

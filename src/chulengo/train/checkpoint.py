@@ -12,7 +12,6 @@ and their optimiser states are some 100 MB for a 7B model.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from chulengo.errors import TrainingError
-from chulengo.train.whole_files import FULL, STAGING, open_to_readers, sync_folder
+from chulengo.train.whole_files import FULL, STAGING, open_to_readers, sha256_of, sync_folder
 
 COMPLETE = "complete.json"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -106,7 +105,7 @@ def defect(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size:,} bytes of {size:,}"
-        if _sha256(file) != digest:
+        if sha256_of(file) != digest:
             return f"{name} was changed"
     return None
 
@@ -126,7 +125,7 @@ def check_same_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Non
 def _seal(staging: Path, step: int) -> None:
     files = {}
     for file in sorted(p for p in staging.rglob("*") if p.is_file()):
-        files[file.relative_to(staging).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        files[file.relative_to(staging).as_posix()] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         _sync_file(file)
     complete = staging / COMPLETE
     complete.write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
@@ -168,11 +167,6 @@ def _write_problem(error: Exception, folder: Path, target: Path) -> TrainingErro
     if isinstance(error, OSError):
         return TrainingError(f"{target} could not be written: {error.strerror or text}. {kept}")
     return None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync_file(file: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from chulengo.config import RunConfig, to_yaml
 from chulengo.config.load import flatten
-from chulengo.data.batches import pad_token, row_length
+from chulengo.data.batches import mean_length, pad_token, row_length
 from chulengo.data.load import LoadReport, load_examples, stream_examples
 from chulengo.data.prompts import load_template
 from chulengo.data.renderer import Renderer
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from chulengo.train.engine import EngineChoice
     from chulengo.train.progress import LiveProgress
     from chulengo.train.trainer import TrainOutcome
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -256,7 +257,7 @@ def engine_for(config: RunConfig, inputs: Inputs) -> EngineChoice:
     choice = choose_engine(
         config.model.engine, inputs.model_config, policies=wanted_policies(config),
         lora=dataclasses.asdict(config.lora), longest_row=_longest_row(inputs),
-        plan=plan_settings(config, _planned_tokens(config, inputs), mean_tokens(config, inputs)),
+        plan=plan_settings(config, _planned_tokens(config, inputs), mean_length([*map(row_length, inputs.train.rows)])),
         device=config.model.device,
     )
     if choice.engine == "fast":
@@ -332,16 +333,14 @@ def _planned_tokens(config: RunConfig, inputs: Inputs) -> int:
     return inputs.max_seq_tokens if packed else min(inputs.max_seq_tokens, max(map(row_length, inputs.train.rows)))
 
 
-def mean_tokens(config: RunConfig, inputs: Inputs) -> int | None:
-    """Returns the mean tokens of a row that is trained on, where rows are not packed; packs are full."""
-    rows = inputs.train.rows
-    if config.training.batching == "packed" or not rows:
-        return None
-    return max(1, round(sum(map(row_length, rows)) / len(rows)))
-
-
 def plan_settings(config: RunConfig, max_seq_tokens: int, mean_tokens: int | None = None) -> dict[str, Any]:
-    """Returns the part of a configuration that decides memory and policies, as `model.plan` takes it."""
+    """Returns the part of a configuration that decides memory and policies, as `model.plan` takes it.
+
+    Args:
+        config: of the run.
+        max_seq_tokens: of the longest row.
+        mean_tokens: of a row; None: not known. Packs are full whatever it is.
+    """
     model, lora, training = config.model, config.lora, config.training
     return {
         "quantization": model.quantization, "double_quant": model.double_quant, "compute_dtype": model.compute_dtype,
@@ -350,7 +349,7 @@ def plan_settings(config: RunConfig, max_seq_tokens: int, mean_tokens: int | Non
         "batch_size": training.batch_size, "max_seq_tokens": max_seq_tokens, "optimizer": training.optimizer,
         "gradient_checkpointing": training.gradient_checkpointing, "precision": training.precision,
         "dropout": lora.dropout, "gradient_accumulation": training.gradient_accumulation,
-        "batching": training.batching, "mean_tokens": mean_tokens,
+        "batching": training.batching, "mean_tokens": None if training.batching == "packed" else mean_tokens,
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from chulengo.model.allocator import OwnMemory
-from chulengo.model.graph_capture import captured
+from chulengo.model.graph_capture import captured, in_lanes
 
 
 @pytest.fixture
@@ -26,6 +26,39 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: found.append("waited"))
     return found
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_every_part_runs_once_and_is_waited_for(monkeypatch: pytest.MonkeyPatch, capturing: bool) -> None:
+    log: list[tuple[str, str]] = []
+    names = iter("abc")
+
+    class Stream:
+        def __init__(self) -> None:
+            self.name = next(names)
+
+        def wait_stream(self, other: Any) -> None:
+            log.append((self.name, f"waits for {other.name}"))
+
+    lane = around = Stream()
+
+    @contextlib.contextmanager
+    def stream(chosen: Stream) -> Iterator[None]:
+        nonlocal lane
+        lane = chosen
+        yield
+        lane = around
+
+    for name, value in (("is_available", lambda: True), ("is_current_stream_capturing", lambda: capturing),
+                        ("current_stream", lambda: around), ("Stream", Stream), ("stream", stream)):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    in_lanes([lambda part=part: log.append((lane.name, part)) for part in "123"], 2)  # type: ignore[misc]
+    if not capturing:
+        assert log == [("a", "1"), ("a", "2"), ("a", "3")]
+        return
+    # what was before the lanes is before each of them, and what comes after waits for both
+    assert log == [("b", "waits for a"), ("b", "1"), ("b", "3"), ("c", "waits for a"), ("c", "2"),
+                   ("a", "waits for b"), ("a", "waits for c")]  # fmt: skip
 
 
 def test_nothing_is_collected_inside(given: list[Any]) -> None:

@@ -26,16 +26,28 @@ class Stream:
         return "event"
 
 
-def test_a_block_of_a_backward_that_was_broken_off_is_not_free_before_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    log: list[tuple[str, object]] = []
+@pytest.fixture
+def log() -> list[tuple[str, object]]:
+    return []
+
+
+@pytest.fixture
+def states(log: list[tuple[str, object]], monkeypatch: pytest.MonkeyPatch) -> HostStates:
+    """Of two layers with one state each; its streams only take notes."""
     main = Stream(log, "main")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    states = HostStates(torch.device("cpu"))
-    states._stream = Stream(log, "side")  # type: ignore[assignment]
-    x = torch.ones(8)
+    made = HostStates(torch.device("cpu"))
+    made._stream = Stream(log, "side")  # type: ignore[assignment]
     for layer in (0, 1):
-        states._pinned[layer, 0] = torch.empty(8)
+        made._pinned[layer, 0] = torch.empty(8)
+    return made
+
+
+def test_a_block_of_a_backward_that_was_broken_off_is_not_free_before_its_copy(
+    states: HostStates, log: list[tuple[str, object]]
+) -> None:
+    x = torch.ones(8)
     states._coming[1] = (x,), "on its way"  # type: ignore[assignment]
     states.put(0, [x], serial=2)
     assert log == [("side", "main")]
@@ -45,17 +57,11 @@ def test_a_block_of_a_backward_that_was_broken_off_is_not_free_before_its_copy(m
     assert 1 not in states._coming
 
 
-def test_nobody_waits_for_a_pass_that_was_broken_off_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    log: list[tuple[str, object]] = []
-    main = Stream(log, "main")
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    states = HostStates(torch.device("cpu"))
-    states._stream = Stream(log, "side")  # type: ignore[assignment]
+def test_nobody_waits_for_a_pass_that_was_broken_off_in_a_capture(
+    states: HostStates, log: list[tuple[str, object]]
+) -> None:
     x = torch.ones(8)
-    for layer in (0, 1):
-        states._pinned[layer, 0] = torch.empty(8)
-        states._coming[layer] = (x,), "captured"  # type: ignore[assignment]
+    states._coming |= dict.fromkeys((0, 1), ((x,), "captured"))  # type: ignore[dict-item]
     states._leaving = (x,), "captured"  # type: ignore[assignment]
     states._owners[1] = 1
     states.forget()

@@ -13,7 +13,7 @@ import pytest
 
 from chulengo.errors import DoesNotFitError
 from chulengo.model.plan import DeviceMemory, TrainingMemory, changed_memory, needed_bytes
-from chulengo.model.plan_fast import Policies, pinned_bytes, predict_fast
+from chulengo.model.plan_fast import Policies, graphs_of, pinned_bytes, predict_fast
 from chulengo.model.plan_policies import Wanted, check_room, choose_policies, plan_run, smallest_run_change
 from chulengo.model.plan_shapes import ModelShape, read_shape
 from chulengo.model.plan_speed import H200, predict_step
@@ -348,6 +348,18 @@ def test_a_graphs_batch_is_planned_as_it_is_filled_up(batch: int, tokens: int) -
     assert step.parts["products"] == predict_step(shape, whole, graph, H200).parts["products"]
     assert step.tokens_per_s == pytest.approx(batch * tokens / step.seconds)
     assert predict_fast(shape, own, plain).peak_bytes <= predict_fast(shape, own, graph).peak_bytes
+
+
+def test_graphs_have_room_beside_the_tensors_and_a_run_starts_without() -> None:
+    shape, graph = shape_of("7b"), Policies("stream", ("offload",) * 32, graphs=True)
+    for tokens, by_length, packed in ((512, 8, 8), (2048, 32, 20), (8192, 32, 20)):
+        varied, full = (TrainingMemory(1, tokens, mean_tokens=mean) for mean in (tokens // 4, None))
+        assert [graphs_of(each, graph) for each in (varied, full)] == [by_length, packed]
+        assert graphs_of(varied, replace(graph, graphs=False)) == 0
+        plan, plain = (predict_fast(shape, varied, each) for each in (graph, replace(graph, graphs=False)))
+        assert plan.beside["CUDA graphs"] == by_length * (8 << 20)
+        assert plan.device_bytes - plain.device_bytes == by_length * (8 << 20)
+        assert needed_bytes(plan) == needed_bytes(plain)
 
 
 def test_what_a_graph_is_filled_up_with_has_to_fit() -> None:

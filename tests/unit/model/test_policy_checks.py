@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from chulengo.cli.main import main
 from chulengo.errors import ConfigError
-from chulengo.model.fp8_products import check_fp8
+from chulengo.model import fast
 from chulengo.model.plan import DeviceMemory
 from chulengo.model.plan_policies import Wanted
 from chulengo.model.plan_shapes import read_shape
@@ -60,20 +58,17 @@ def test_what_can_be_had_is_let_through(wanted: Wanted, device: DeviceMemory, ch
     asked(wanted, device, **changes)
 
 
-@pytest.mark.parametrize(("capability", "changes", "said"), [
-    ((8, 6), {}, "no products in FP8"), ((9, 0), ODD, "intermediate_size of 500 features"), ((8, 9), {}, None),
+@pytest.mark.parametrize(("given", "changes", "said"), [
+    ({"weights": "stream-fp8"}, {}, "no products in FP8"), ({"embeddings": "host"}, TIED, "is the same table"),
+    ({"graphs": True}, {}, "no CUDA graphs"),
 ])  # fmt: skip
-def test_fp8_by_the_same_rule_as_the_engines_own_check(
-    capability: tuple[int, int], changes: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
+def test_the_engine_itself_refuses_by_the_same_rule(
+    given: dict[str, Any], changes: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "Some GPU")
-    shape = read_shape(CONFIG | changes)
-    assert shape is not None
-    planned = DeviceMemory("Some GPU", "cuda", GIB, GIB, capability=capability)
-    for check in (lambda: check_fp8(shape, torch.device("cuda")), lambda: asked(Wanted("fp8"), planned, **changes)):
-        with nullcontext() if said is None else pytest.raises(ConfigError, match=said):
-            check()
+    monkeypatch.setattr(fast, "device_memory", lambda device: OLD if "weights" in given else CPU)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | changes))
+    with pytest.raises(ConfigError, match=said):  # before a weight is looked for
+        fast.load_fast(tmp_path, device="cpu", **given)
 
 
 @pytest.mark.parametrize(("settings", "changes", "key"), [

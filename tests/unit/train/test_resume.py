@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +14,12 @@ import command_kit
 import tiny_models
 from chulengo.cli.main import main
 from chulengo.config.schema import RunConfig
-from chulengo.data.renderer import RenderedRow
+from chulengo.data.batches import mean_length
 from chulengo.errors import DoesNotFitError
 from chulengo.model.fast import FastModel
 from chulengo.model.plan import DeviceMemory
 from chulengo.train import engine
-from chulengo.train.finetune import mean_tokens, plan_settings
+from chulengo.train.finetune import plan_settings
 from chulengo.train.resume import advise_resumed, asked_policies, decisive
 
 PLENTY, SCARCE = 64 << 30, 1 << 20
@@ -110,16 +109,10 @@ def test_an_optimiser_of_another_order_is_refused(
 
 
 def test_where_rows_are_packed_they_are_full() -> None:
-    rows = [
-        RenderedRow(ids=[1] * size, trained=[True] * size, source="", turn_ends=[size], encoder_ids=None)
-        for size in (10, 21)
-    ]
-    inputs = SimpleNamespace(train=SimpleNamespace(rows=rows))
+    assert (mean_length([10, 21]), mean_length([]), mean_length([0])) == (16, 1, 1)
     config = RunConfig()
-    assert mean_tokens(config, inputs) == 16  # type: ignore[arg-type]
     packed = replace(config, training=replace(config.training, batching="packed"))
-    assert mean_tokens(packed, inputs) is None  # type: ignore[arg-type]
-    assert plan_settings(config, 21, 16)["mean_tokens"] == 16
+    assert [plan_settings(each, 21, 16)["mean_tokens"] for each in (config, packed)] == [16, None]
 
 
 def test_asked_policies(tmp_path: Path) -> None:

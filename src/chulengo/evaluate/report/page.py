@@ -68,7 +68,7 @@ def report_html(run: Run | None, evaluations: Sequence[Results], defaults: Mappi
 
 def context(run: Run | None, evaluations: Sequence[Results], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Returns everything that the template shows, as text, numbers in words, and pictures."""
-    shown = [evaluation(results) for results in evaluations]
+    shown, commands = [evaluation(results) for results in evaluations], again.commands(run, evaluations)
     headlines = [each["headline"] for each in shown if each["headline"] is not None]
     # a score says more than that there is none
     first = next((each for each in [*filter(lambda found: not found["command"], headlines), *headlines]), None)
@@ -80,8 +80,7 @@ def context(run: Run | None, evaluations: Sequence[Results], defaults: Mapping[s
         "lengths": _lengths(run, evaluations),
         "versions": facts.versions(run or Run(evaluations[0].path), evaluations),
         "hashes": facts.hashes(run or Run(evaluations[0].path), evaluations),
-        "commands": again.commands(run, evaluations),
-        "away": any(again.AWAY in line for line in again.commands(run, evaluations)),
+        "commands": commands, "away": any(again.AWAY in line for line in commands),
         "started_with": again.started_with(run) if run is not None else "",
         "style": Markup(resources.files(__package__).joinpath("templates/report.css").read_text(encoding="utf-8")),
     }  # fmt: skip
