@@ -14,6 +14,7 @@ from chulengo.errors import ConfigError, ModelError
 from chulengo.kernels.reference.dropout import mask
 from chulengo.model import llama
 from chulengo.model.dropout import MaskSeed, mask_seed, step_seed
+from chulengo.model.factor_gradients import one_behind_the_other
 from chulengo.model.fast import FastModel
 from chulengo.model.loss import supervised_nll
 from chulengo.model.packed_inputs import PackedInputs, pack_batch
@@ -207,6 +208,26 @@ def test_one_flat_tensor_is_all_factors(family_folder: Any) -> None:
     with torch.no_grad():
         flat.fill_(0.5)
     assert all((p == 0.5).all() for p in named.values())
+
+
+def test_the_a_of_a_group_have_gradients_that_are_one_matrix(family_folder: Any) -> None:
+    model = model_of(family_folder("qwen 2"))
+    model.nll(BATCH)[0].backward()
+    (flat,) = model.trainable_parameters()
+    for group in model.weights.groups():
+        own = [pair.a_RI.grad for pair in group.factors if pair is not None]
+        gradients = [gradient for gradient in own if gradient is not None]
+        whole = one_behind_the_other(gradients)
+        assert whole is not None
+        assert torch.equal(whole, torch.cat(gradients))
+        assert whole.untyped_storage().data_ptr() == flat.grad.untyped_storage().data_ptr()
+        if len(gradients) > 1:
+            assert one_behind_the_other(gradients[::-1]) is None
+            assert one_behind_the_other([gradients[0], gradients[1].clone()]) is None
+    assert one_behind_the_other([torch.zeros(2, 8)[:, :4]]) is None, "rows that do not follow each other"
+    memory = bytearray(64)
+    neighbours = [torch.frombuffer(memory, dtype=torch.float32, offset=start, count=8).view(2, 4) for start in (0, 32)]
+    assert one_behind_the_other(neighbours) is None, "of two owners, though one follows the other"
 
 
 def test_accumulated_is_whole(family_folder: Any) -> None:
